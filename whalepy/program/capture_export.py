@@ -1,0 +1,122 @@
+"""torch.export of the wrapped model with every dim free, and its errors in sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from whalepy.errors import CaptureError, WhaleError
+from whalepy.primitives.recording import recording
+from whalepy.program.capture_inputs import Leaf, capture_rows, stand_ins
+from whalepy.program.capture_places import place_of_error
+from whalepy.program.capture_wrapper import CaptureWrapper
+
+_WHOLE = "or give capture=False and loss_weight= to train the model whole under one replicate level"
+
+
+def export_freely(
+    wrapper: CaptureWrapper, leaves: Sequence[Leaf], dims: Sequence[int | None], *, training: bool
+) -> ExportedProgram:
+    """The exported wrapper, training IR, every input dim free that can be. CaptureError: it cannot be exported."""
+    model = wrapper.model
+    device = _device_of(model)
+    taken = frozenset(size for parameter in model.parameters() for size in parameter.shape)
+    rows = capture_rows(leaves, dims, taken)
+    with _mode(model, training), _attributes_kept(model), torch.enable_grad():
+        try:
+            return _export(wrapper, stand_ins(leaves, dims, rows, device), device)
+        except Exception as error:
+            given = stand_ins(leaves, dims, None, device)
+            if rows is None or isinstance(error, (WhaleError, GuardOnDataDependentSymNode)):
+                raise _explained(error) from error
+        # The model may fix its number of rows; the check that batch dims came out free says so in better words.
+        try:
+            return _export(wrapper, given, device)
+        except Exception as error:
+            raise _explained(error) from error
+
+
+def _export(wrapper: CaptureWrapper, tensors: list[torch.Tensor], device: torch.device) -> ExportedProgram:
+    free = [dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors]
+    # On meta, tensors which the model creates must be there too; elsewhere they follow the user's code.
+    default = torch.device(device) if device.type == "meta" else contextlib.nullcontext()
+    with recording(), default:
+        return torch.export.export(wrapper, (tensors,), strict=False, dynamic_shapes=(free,))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; cpu if it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, training: bool) -> Generator[None]:
+    """The model in training or evaluation mode; a model in training keeps the modules that were set apart."""
+    before = {module: module.training for module in model.modules()}
+    if model.training != training:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Generator[None]:
+    """Puts back buffers and attributes that hold tensors if the forward assigns them."""
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    tensors = {module: _tensor_attributes(module) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, kept in buffers.items():
+            module._buffers.update(kept)
+        for module, kept in tensors.items():
+            for name in _tensor_attributes(module).keys() - kept.keys():
+                delattr(module, name)
+            module.__dict__.update(kept)
+
+
+def _tensor_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+
+
+def check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """CaptureError: the model's forward cannot be called like this."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = type(model).__name__
+        raise CaptureError(
+            f"{name}.forward cannot be called with the example inputs: {error}",
+            fix=f"give what it takes: {name}{signature}",
+        ) from error
+
+
+def _explained(error: Exception) -> WhaleError:
+    """`error` as a CaptureError with the user's line."""
+    if isinstance(error, WhaleError):
+        return error
+    at = place_of_error(error)
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return CaptureError(
+            "the model takes a branch, or a size, that depends on the values in a tensor",
+            at=at,
+            fix=f"use torch.where or torch.cond, or take the value out of the graph; {_WHOLE}",
+        )
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return CaptureError(f"the model cannot be captured: {type(error).__name__}: {reason}", at=at, fix=_WHOLE[3:])
