@@ -1,0 +1,188 @@
+"""What one device of a known type can do, in SI units, read from devices.csv.
+
+The figures are vendor peaks (dense, at boost clock); devices.csv names the source and the standing of each cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+from whalepy.errors import ClusterError
+from whalepy.hardware.near import did_you_mean
+
+GIB = 2**30
+
+# Usable by torch where no print-out was found: marketed sizes are GiB, and driver and ECC take 1 to 8 % of them.
+USABLE_FRACTION = 0.95
+
+# Bytes/s per direction of a x16 slot, by PCIe generation (theoretical).
+PCIE_X16 = {"3": 15.75e9, "4": 31.5e9, "5": 63e9}
+
+# The rates to look at for a dtype, best first: without units of its own a device computes in float32 instead.
+_RATE_FIELDS: dict[str, tuple[str, ...]] = {
+    "float32": ("fp32",),
+    "tf32": ("tf32", "fp32"),
+    "float16": ("fp16", "fp32"),
+    "bfloat16": ("bf16", "fp32"),
+    "float8": ("fp8",),
+}
+_DTYPE_ALIASES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8",
+    "float8_e4m3fn": "float8",
+    "float8_e5m2": "float8",
+    "fp64": "float64",
+    "double": "float64",
+}
+# Assumed, and true of data-centre parts; GeForce and RTX parts are far slower in float64.
+_FLOAT64_PER_FLOAT32 = 0.5
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """The figures of one device type; a rate of 0 means that the device has no units for it."""
+
+    name: str
+    vendor: str  # NVIDIA, AMD or CPU
+    torch_name: str  # what torch.cuda.get_device_name says; empty where torch never reports this row
+    memory_bytes: int  # usable by torch
+    memory_bandwidth: float  # bytes/s
+    fp32: float  # FLOP/s, as are the following
+    tf32: float = 0.0
+    fp16: float = 0.0
+    bf16: float = 0.0
+    fp8: float = 0.0
+    link: str = ""  # what joins the devices of one node, in words
+    link_bandwidth: float = 0.0  # bytes/s per direction over all links of one device
+    pcie_bandwidth: float = 0.0  # bytes/s per direction; 0 where the host is reached otherwise
+    compute_capability: str = ""
+    source: str = ""
+    notes: str = ""
+    marks: tuple[tuple[str, str], ...] = ()  # (field, standing): ?, memory, derived, estimated, assumed
+
+    def rate(self, dtype: str = "float32") -> float:
+        """Peak FLOP/s of matrix products in `dtype` (a torch or short name); float64 is assumed half of float32.
+
+        A type without units for float16, bfloat16 or tf32 computes at its float32 rate. Raises ClusterError for an
+        unknown dtype, and for float8 without units.
+        """
+        short = dtype.removeprefix("torch.").lower()
+        name = _DTYPE_ALIASES.get(short, short)
+        if name == "float64":
+            return self.fp32 * _FLOAT64_PER_FLOAT32
+        if name not in _RATE_FIELDS:
+            known = (*_RATE_FIELDS, "float64", *_DTYPE_ALIASES)
+            raise ClusterError(f"no device has a rate for dtype {dtype!r}", fix=did_you_mean(name, known))
+        rates = (getattr(self, field) for field in _RATE_FIELDS[name])
+        best = next((rate for rate in rates if rate > 0), 0.0)
+        if not best:
+            raise ClusterError(f"{self.name} has no {name} units", fix="plan with float16, bfloat16 or float32")
+        return best
+
+    @property
+    def bridge_is_optional(self) -> bool:
+        """Whether the link is a bridge that joins pairs at most and is usually absent: PCIe is taken instead."""
+        return "else PCIe" in self.link
+
+    @property
+    def peer_bandwidth(self) -> float:
+        """Bytes/s per direction between two devices of this type in one node, where nothing else is known."""
+        return self.pcie_bandwidth if self.bridge_is_optional and self.pcie_bandwidth else self.link_bandwidth
+
+
+def known_profiles() -> tuple[DeviceProfile, ...]:
+    """Every profile, in the order of devices.csv."""
+    return tuple(profile_table().values())
+
+
+def marketed_gb(name: str) -> str:
+    """The memory size a type is sold with, in GB, as written on the box."""
+    return _marketed()[name]
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+_TERA, _GIGA = 1e12, 1e9
+_COLUMNS_OF = {
+    "memory_bytes": ("memory_bytes", "memory_gib_usable", "memory_gb"),
+    "memory_bandwidth": ("memory_bandwidth_GBps",),
+    "fp32": ("fp32_tflops",),
+    "tf32": ("tf32_tflops",),
+    "fp16": ("fp16_tensor_tflops", "fp16_vector_tflops"),
+    "bf16": ("bf16_tensor_tflops",),
+    "fp8": ("fp8_tflops",),
+    "link_bandwidth": ("intra_link_GBps_per_direction",),
+    "pcie_bandwidth": ("pcie_gen",),
+    "compute_capability": ("compute_capability",),
+    "torch_name": ("pytorch_reported_name",),
+}
+_MARK = re.compile(r"(\?|memory|derived|assumed): ([\w, ]+)")
+
+
+@lru_cache
+def _rows() -> tuple[dict[str, str], ...]:
+    text = resources.files("whalepy.hardware").joinpath("devices.csv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+@lru_cache
+def profile_table() -> dict[str, DeviceProfile]:
+    """Every profile by name, in the order of devices.csv."""
+    return {row["name"]: _read(row) for row in _rows()}
+
+
+@lru_cache
+def _marketed() -> dict[str, str]:
+    return {row["name"]: row["memory_gb"] for row in _rows()}
+
+
+def _read(row: dict[str, str]) -> DeviceProfile:
+    def number(column: str, unit: float) -> float:
+        return float(round(float(row[column]) * unit))
+
+    return DeviceProfile(
+        name=row["name"],
+        vendor=row["vendor"],
+        torch_name=row["pytorch_reported_name"],
+        memory_bytes=_usable_bytes(row),
+        memory_bandwidth=number("memory_bandwidth_GBps", _GIGA),
+        fp32=number("fp32_tflops", _TERA),
+        tf32=number("tf32_tflops", _TERA),
+        fp16=number("fp16_tensor_tflops", _TERA) or number("fp16_vector_tflops", _TERA),
+        bf16=number("bf16_tensor_tflops", _TERA),
+        fp8=number("fp8_tflops", _TERA),
+        link=row["intra_link"],
+        link_bandwidth=number("intra_link_GBps_per_direction", _GIGA),
+        pcie_bandwidth=PCIE_X16.get(row["pcie_gen"], 0.0),
+        compute_capability=row["compute_capability"],
+        source=row["source"],
+        notes=row["notes"],
+        marks=_marks(row),
+    )
+
+
+def _usable_bytes(row: dict[str, str]) -> int:
+    if row["memory_bytes"]:
+        return int(row["memory_bytes"])
+    if row["memory_gib_usable"]:
+        return int(float(row["memory_gib_usable"]) * GIB)
+    return int(float(row["memory_gb"]) * GIB * USABLE_FRACTION)
+
+
+def _marks(row: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """The unsure fields of a row with their standing, as the notes column gives them by column name."""
+    standing: dict[str, str] = {}
+    for part in row["notes"].split(" | "):
+        if match := _MARK.fullmatch(part):
+            standing |= {column.strip(): match[1] for column in match[2].split(",")}
+    if not row["memory_bytes"] and not row["memory_gib_usable"]:
+        standing["memory_bytes"] = "estimated"
+    marks = ((field, next(filter(None, map(standing.get, columns)), "")) for field, columns in _COLUMNS_OF.items())
+    return tuple((field, mark) for field, mark in marks if mark)
