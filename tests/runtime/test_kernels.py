@@ -224,6 +224,12 @@ def test_group_of_one_returns_its_argument() -> None:
     assert all_reduce_max(x, group) is x
 
 
+def test_a_value_that_becomes_partial_stays_on_the_first_position() -> None:
+    x = torch.tensor([1.0, 2.0])
+    kept = [convert(x, "R", "P", Group(None, 3, position, (0, 1, 2))).tolist() for position in range(3)]
+    assert kept == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
+
+
 def test_nothing_is_recorded() -> None:
     x = torch.ones(4, requires_grad=True)
     assert not convert(x, "R", Shard.along((4,), 0, (3, 1)), Group(None, 2, 0, (0, 1))).requires_grad
