@@ -158,7 +158,7 @@ def start_process_group(device: torch.device = CPU) -> Group:
     user has opened, this is a group of one and no process group exists.
     """
     if not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        if device.type == "cuda" and device.index is not None:
+        if device.type == "cuda" and device != torch.device("cuda"):  # "cuda" alone: the user has chosen
             torch.cuda.set_device(device)
         dist.init_process_group(_backend(device))
     if not dist.is_initialized():
