@@ -179,7 +179,7 @@ def _speed_factors(reports: Sequence[RankReport], figures: dict[str, DeviceProfi
         steady = _steady([reports[rank].speed or 0.0 for rank in ranks])
         for rank, speed in zip(ranks, steady, strict=True):
             factors[rank] = speed / figure.fp32
-    return [round(factor / max(factors), 3) for factor in factors]
+    return [float(f"{factor / max(factors):.3g}") for factor in factors]
 
 
 # --- from reports to a spec ---------------------------------------------------------------------------------------

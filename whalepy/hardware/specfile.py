@@ -190,8 +190,8 @@ def _check(content: Any) -> SpecFile:
 
 
 _FIXES = {
-    "greater_than": "write a figure above {gt}",
-    "greater_than_equal": "write a figure of at least {ge}",
+    "greater_than": "write a figure above {gt:g}",
+    "greater_than_equal": "write a figure of at least {ge:g}",
     "too_short": "list at least one",
     "finite_number": "write a finite figure",
     "literal_error": "write {expected}",
