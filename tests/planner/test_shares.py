@@ -35,6 +35,7 @@ CASES = [
     (5, (100, 1, 1, 0), True, (3, 1, 1, 0)),
     (6, (45, 45, 5, 5), True, (2, 2, 1, 1)),  # both give one
     (5, (45, 45, 5, 5), True, (2, 1, 1, 1)),  # a tie: taken from the higher position
+    (12, (100, 60) + (1,) * 8, True, (3, 1) + (1,) * 8),  # exact 7.1 and 4.3: they give in turn, not one for all
 ]
 
 
