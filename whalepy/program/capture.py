@@ -11,11 +11,14 @@ from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_export import check_arguments, export_freely
+from whalepy.program.capture_gradients import settle_gradients
 from whalepy.program.capture_inputs import BatchDim, batch_dims, flatten_inputs
+from whalepy.program.capture_mutations import keep_mutations
 from whalepy.program.capture_placeholders import Kind, Placeholder, input_sizes, name_placeholders, ties_of
 from whalepy.program.capture_sizes import Bindings, Guard, InputSizes, bind_sizes, guard_line, guards_of, violated
 from whalepy.program.capture_warnings import check_backwards, warnings_of
 from whalepy.program.capture_wrapper import CaptureWrapper, OutputTree, Wants, loss_call
+from whalepy.program.functionalise import functionalise
 from whalepy.program.inline import inline
 
 __all__ = ["Bindings", "Captured", "Guard", "InputSizes", "Kind", "Placeholder", "capture"]
@@ -81,19 +84,24 @@ def capture(
     check_arguments(model, *call.model_inputs(args, kwargs))
     wrapper = CaptureWrapper(model, loss_fn, wants, [leaf.value for leaf in leaves], in_spec, call, dims)
     program = export_freely(wrapper, leaves, dims, training=training)
-    check_backwards(wrapper.backward_functions)
-    flat = inline(program.graph_module)
+    seen = wrapper.seen
+    check_backwards(seen.backward_functions)
     ties = ties_of(model)
+    flat = inline(program.graph_module)
     placeholders = name_placeholders(flat, program, wrapper, leaves, ties)
+    functional = functionalise(flat)
+    mutations = keep_mutations(functional, placeholders, seen.results, seen.assigned)
+    flat = functional.graph
+    settle_gradients(flat, {placeholder.node for placeholder in placeholders if placeholder.kind == "parameter"})
     inputs = input_sizes(flat.graph, placeholders)
     _check_batch_is_free(flat.graph, inputs, dims)
     return Captured(
         graph=flat,
         placeholders=placeholders,
-        results=wrapper.results,
-        mutations=wrapper.assigned,
+        results=seen.results,
+        mutations=mutations,
         in_spec=in_spec,
-        output=wrapper.output_tree,
+        output=seen.output,
         ties=ties,
         batch_inputs=dims,
         inputs=inputs,

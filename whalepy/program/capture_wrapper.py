@@ -144,6 +144,16 @@ def loss_call(loss_fn: Callable[..., Any] | None, args: tuple[Any, ...], kwargs:
     return LossCall(len(required), keywords)
 
 
+@dataclass
+class Seen:
+    """What the forward saw while it was traced."""
+
+    output: OutputTree | None = None  # for wants="outputs"
+    results: int = 0
+    assigned: tuple[str, ...] = ()  # buffers which the forward assigned anew
+    backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
+
+
 class CaptureWrapper(nn.Module):
     """forward(leaves) -> (results..., values of buffers that the forward assigned anew)."""
 
@@ -166,10 +176,7 @@ class CaptureWrapper(nn.Module):
         self.spec = spec
         self.call = call
         self.batch_dims = [batch_dims[i] for i in self.tensor_positions]
-        self.output_tree: OutputTree | None = None
-        self.results = 0
-        self.assigned: tuple[str, ...] = ()
-        self.backward_functions: tuple[str, ...] = ()
+        self.seen = Seen()  # export puts the attributes of a module back, but not what is in them
 
     def forward(self, leaves: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         rows = [leaf.shape[dim] for leaf, dim in zip(leaves, self.batch_dims, strict=True) if dim is not None]
@@ -182,16 +189,16 @@ class CaptureWrapper(nn.Module):
         before = dict(self.model.named_buffers())
         results = self._run(args, kwargs)
         after = dict(self.model.named_buffers())
-        self.results = len(results)
-        self.assigned = tuple(name for name in before if after.get(name) is not before[name])
-        self.backward_functions = custom_backwards(results)
-        return (*results, *(after[name] for name in self.assigned))
+        self.seen.results = len(results)
+        self.seen.assigned = tuple(name for name in before if after.get(name) is not before[name])
+        self.seen.backward_functions = custom_backwards(results)
+        return (*results, *(after[name] for name in self.seen.assigned))
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         own_args, own_kwargs = self.call.model_inputs(args, kwargs)
         output = self.model(*own_args, **own_kwargs)
         if self.wants == "outputs":
-            tensors, self.output_tree = flatten_output(output)
+            tensors, self.seen.output = flatten_output(output)
             return tensors
         if self.loss_fn is None:
             return [find_loss(output)]

@@ -10,6 +10,7 @@ from torch import fx
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_places import place_of_stack
+from whalepy.program.capture_schema import writes
 
 _DETACH = torch.ops.aten.detach.default
 _ASSERTION_PREFIXES = ("_assert_", "_functional_assert", "sym_constrain_range", "_check_", "_guards_fn")
@@ -38,17 +39,7 @@ def inline(module: fx.GraphModule) -> fx.GraphModule:
 
 def _is_impure(node: fx.Node) -> bool:
     """Whether dead code elimination must keep `node`: writes to aliases are pure only after functionalise."""
-    return node.op in ("placeholder", "output") or mutates(node.target)
-
-
-def mutates(target: object) -> bool:
-    """Whether the operator says in its schema that it writes to an argument, or is known to do so in silence."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or target in SILENT_WRITERS
-
-
-SILENT_WRITERS = frozenset({torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default})
+    return node.op in ("placeholder", "output") or writes(node)
 
 
 def _copy_placeholder(graph: fx.Graph, node: fx.Node) -> fx.Node:

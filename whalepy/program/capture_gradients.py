@@ -1,0 +1,58 @@
+"""Which values of a pure graph can carry a gradient, and what is dropped because they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import fx
+
+from whalepy.program.functional_ops import carry_gradient
+
+aten = torch.ops.aten
+
+
+def settle_gradients(module: fx.GraphModule, parameters: Collection[str]) -> None:
+    """Drops `detach` of values without a gradient, and the like, in place; `parameters` are placeholder names.
+
+    Afterwards meta["no_grad"] is set exactly on nodes of no_grad regions which carry no gradient.
+    """
+    graph = module.graph
+    carrying = {node for node in graph.find_nodes(op="placeholder") if node.name in parameters}
+    for node in graph.nodes:
+        kept = _idle(node, carrying)
+        if kept is not None:
+            node.replace_all_uses_with(kept)
+        elif _carries(node, carrying):
+            carrying.add(node)
+            node.meta["no_grad"] = False
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    module.recompile()
+
+
+def _idle(node: fx.Node, carrying: set[fx.Node]) -> Any:
+    """What `node` equals, if all it does is to cut or carry a gradient that is not there; None otherwise."""
+    if node.target is aten.lift_fresh_copy.default:  # a copy of a literal, which nobody writes to any more
+        return node.args[0]
+    if node.target is aten.detach.default and node.args[0] not in carrying:
+        return node.args[0]
+    if node.target is carry_gradient and node.args[0] not in carrying:
+        return node.args[1]
+    return None
+
+
+def _carries(node: fx.Node, carrying: set[fx.Node]) -> bool:
+    """Whether a gradient can flow from `node` to a parameter."""
+    if node.op != "call_function" or node.target is aten.detach.default:
+        return False
+    if node.target is carry_gradient:
+        return True  # its history carries one, otherwise it is idle
+    reads = any(argument in carrying for argument in node.all_input_nodes)
+    return reads and _is_differentiable(node.meta.get("val"))
+
+
+def _is_differentiable(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_differentiable, value))
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())

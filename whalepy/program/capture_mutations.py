@@ -1,0 +1,39 @@
+"""Which writes of the model outlive a step: those to buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whalepy.errors import CaptureError
+from whalepy.program.capture_placeholders import Placeholder
+from whalepy.program.functionalise import Functional
+
+
+def keep_mutations(
+    functional: Functional, placeholders: Sequence[Placeholder], results: int, assigned: Sequence[str]
+) -> tuple[str, ...]:
+    """The buffers whose new values are the outputs after `results`; drops the outputs of other writes.
+
+    `assigned` are the buffers which the forward assigned anew, whose values come first. Writes to inputs stay local.
+    CaptureError: the forward writes to a parameter.
+    """
+    by_node = {placeholder.node: placeholder for placeholder in placeholders}
+    output = functional.graph.graph.output_node()
+    values = list(output.args[0])  # pyright: ignore[reportArgumentType]
+    kept, written = values[: results + len(assigned)], values[results + len(assigned) :]
+    names = list(assigned)
+    for (node, place), value in zip(functional.written.items(), written, strict=True):
+        placeholder = by_node[node]
+        if placeholder.kind == "parameter":
+            raise CaptureError(
+                f"the forward writes to the parameter {placeholder.name}",
+                at=place,
+                fix="make it a buffer, or compute a new tensor from it",
+            )
+        if placeholder.kind != "input" and placeholder.name not in assigned:
+            kept.append(value)
+            names.append(placeholder.name)
+    output.args = (tuple(kept),)
+    functional.graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    functional.graph.recompile()
+    return tuple(names)

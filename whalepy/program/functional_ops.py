@@ -1,0 +1,81 @@
+"""Pure forms of operators that write in silence, as targets of call_function nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.batch_norm in training: the result, the new running mean and the new running variance."""
+    mean, var = running_mean.detach().clone(), running_var.detach().clone()
+    y = torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, cudnn)
+    return y, mean, var
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.instance_norm with input statistics: the result, the new running mean and the new running variance."""
+    mean, var = running_mean.detach().clone(), running_var.detach().clone()
+    y = torch.instance_norm(x, weight, bias, mean, var, use_input_stats, momentum, eps, cudnn)
+    return y, mean, var
+
+
+class _CarryGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(history: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def carry_gradient(history: Tensor, value: Tensor) -> Tensor:
+    """`value`, whose gradient goes to `history` unchanged: a write that autograd did not see."""
+    return _CarryGradient.apply(history, value)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class WritesReturned:
+    """A pure form of any operator: it works on copies of what it writes to, and returns them after its results."""
+
+    op: Callable[..., Any]
+    written: tuple[int, ...]  # positions of the arguments it writes to
+
+    @property
+    def __name__(self) -> str:
+        return f"{getattr(self.op, '__name__', 'op').replace('.', '_')}_returned"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        given = [arg.clone() if i in self.written and arg is not None else arg for i, arg in enumerate(args)]
+        results = self.op(*given, **kwargs)
+        several = results if isinstance(results, (tuple, list)) else () if results is None else (results,)
+        return (*several, *(given[i] for i in self.written))
