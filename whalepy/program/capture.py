@@ -15,7 +15,16 @@ from whalepy.program.capture_gradients import settle_gradients
 from whalepy.program.capture_inputs import BatchDim, batch_dims, flatten_inputs
 from whalepy.program.capture_mutations import keep_mutations
 from whalepy.program.capture_placeholders import Kind, Placeholder, input_sizes, name_placeholders, ties_of
-from whalepy.program.capture_sizes import Bindings, Guard, InputSizes, bind_sizes, guard_line, guards_of, violated
+from whalepy.program.capture_sizes import (
+    Bindings,
+    Guard,
+    InputSizes,
+    all_guards,
+    bind_sizes,
+    guards_over,
+    line_that_fixed,
+    violated,
+)
 from whalepy.program.capture_warnings import check_backwards, warnings_of
 from whalepy.program.capture_wrapper import CaptureWrapper, OutputTree, Wants, loss_call
 from whalepy.program.functionalise import functionalise
@@ -94,7 +103,8 @@ def capture(
     flat = functional.graph
     settle_gradients(flat, {placeholder.node for placeholder in placeholders if placeholder.kind == "parameter"})
     inputs = input_sizes(flat.graph, placeholders)
-    _check_batch_is_free(flat.graph, inputs, dims)
+    guards = all_guards(flat.graph, seen.guard_places)
+    _check_batch_is_free(guards, inputs, dims)
     return Captured(
         graph=flat,
         placeholders=placeholders,
@@ -105,18 +115,18 @@ def capture(
         ties=ties,
         batch_inputs=dims,
         inputs=inputs,
-        guards=guards_of(flat.graph, inputs),
-        warnings=warnings_of(model, flat.graph),
+        guards=guards_over(flat.graph, guards, inputs),
+        warnings=warnings_of(model, seen.checkpoint_places),
     )
 
 
-def _check_batch_is_free(graph: fx.Graph, inputs: Sequence[InputSizes], dims: Sequence[int | None]) -> None:
+def _check_batch_is_free(guards: Sequence[Guard], inputs: Sequence[InputSizes], dims: Sequence[int | None]) -> None:
     for sizes in inputs:
         dim = dims[sizes.leaf]
         if dim is not None and not sizes.shape[dim].free_symbols:
             size = int(sizes.shape[dim])
             raise CaptureError(
                 f"the model fixes the batch: dim {dim} of input {sizes.name} must be {size}",
-                at=guard_line(graph, size),
+                at=line_that_fixed(guards, size),
                 fix="read it as x.shape[0], without int(), and never write it as a number; or give batch_dim=",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def _check_rows(leaves: tuple[Leaf, ...], dims: tuple[int | None, ...]) -> None:
         )
 
 
-def capture_rows(leaves: tuple[Leaf, ...], dims: tuple[int | None, ...], taken: frozenset[int]) -> int | None:
+def capture_rows(leaves: Sequence[Leaf], dims: Sequence[int | None], taken: frozenset[int]) -> int | None:
     """The number of rows to capture with: a multiple of the example's that no other dim has; None without a batch.
 
     Export decides `size == other size` on the sizes it sees, so that equal sizes of different meaning would merge;
@@ -153,7 +153,7 @@ def capture_rows(leaves: tuple[Leaf, ...], dims: tuple[int | None, ...], taken: 
 
 
 def stand_ins(
-    leaves: tuple[Leaf, ...], dims: tuple[int | None, ...], rows: int | None, device: torch.device
+    leaves: Sequence[Leaf], dims: Sequence[int | None], rows: int | None, device: torch.device
 ) -> list[torch.Tensor]:
     """Uninitialised tensors, all distinct, for the tensor leaves: their shapes with `rows` rows, on `device`."""
     return [

@@ -41,7 +41,8 @@ class Replay:
     def read(self, node: fx.Node) -> None:
         """A call that writes nothing: the same call on current values."""
         emit = self.emitting(node)
-        target = _ANY_STRIDES.get(node.target, node.target)
+        target: Any = node.target
+        target = _ANY_STRIDES.get(target, target)
         args, kwargs = self.current(node.args, emit), self.current(node.kwargs, emit)
         copy = self.graph.create_node("call_function", target, args, kwargs, node.name)
         copy.meta = dict(node.meta)
@@ -57,10 +58,11 @@ class Replay:
 
     def pick(self, node: fx.Node) -> bool:
         """Whether `node` takes one of several results; its value is that result."""
-        source = self.values.get(node.args[0]) if node.target is operator.getitem else None
-        if isinstance(source, list):
-            self.values[node] = source[node.args[1]]
-        return isinstance(source, list)
+        arguments: Any = node.args
+        results = self.values.get(arguments[0]) if node.target is operator.getitem else None
+        if isinstance(results, list):
+            self.values[node] = results[arguments[1]]
+        return isinstance(results, list)
 
     def _tracked(self, node: fx.Node, fake: Any, copy: fx.Node, step: Step) -> Any:
         """The result `copy` as a view of the argument whose memory it lies in, or in memory of its own."""

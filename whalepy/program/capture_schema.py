@@ -40,6 +40,18 @@ def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
 
+def returned_argument(node: fx.Node) -> fx.Node | None:
+    """The argument which the call writes to and returns; None if it does not."""
+    schema: Any = node.target._schema if isinstance(node.target, Op) else None
+    if schema is None or len(schema.returns) != 1 or not _is_written(schema.returns[0]):
+        return None
+    memory = schema.returns[0].alias_info.before_set
+    for value, argument in zip(by_name(node).values(), schema.arguments, strict=True):
+        if _is_written(argument) and argument.alias_info.before_set == memory:
+            return value
+    return None
+
+
 def by_name(node: fx.Node) -> dict[str, Any]:
     """All arguments of the call by name, in the order of the schema, defaults filled in."""
     assert isinstance(node.target, Op)

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from torch import fx, nn
+from torch import nn
 
 from whalepy.errors import CaptureError
-from whalepy.program.capture_places import code_lines
-
-_CHECKPOINT_CALL = re.compile(r"\bcheckpoint\w*\(")
 
 
-def warnings_of(model: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
+def warnings_of(model: nn.Module, checkpoint_places: Sequence[str]) -> tuple[str, ...]:
     """Sentences on what the captured graph does not keep of the model."""
-    return tuple(_checkpointing(model, graph))
-
-
-def _checkpointing(model: nn.Module, graph: fx.Graph) -> Iterator[str]:
+    lost = "the captured graph does not keep it: give recompute= to compile"
     flagged = [
         name or "the model"
         for name, module in model.named_modules()
         if getattr(module, "gradient_checkpointing", False) is True
     ]
-    lost = "the captured graph does not keep it: give recompute= to compile"
-    if flagged:
-        yield f"gradient checkpointing is on in {flagged[0]} ({len(flagged)} modules); {lost}"
-    places = {node.meta.get("where") for node in graph.nodes if _calls_checkpoint(node)}
-    for place in sorted(filter(None, places)):
-        yield f"torch.utils.checkpoint is called around {place}; {lost}"
-
-
-def _calls_checkpoint(node: fx.Node) -> bool:
-    return any(_CHECKPOINT_CALL.search(line) for line in code_lines(node.meta.get("stack_trace")))
+    flags = [f"gradient checkpointing is on in {flagged[0]} ({len(flagged)} in all); {lost}"] if flagged else []
+    calls = [f"torch.utils.checkpoint runs {place}; {lost}" for place in checkpoint_places[: 0 if flagged else 1]]
+    return (*flags, *calls)
 
 
 def check_backwards(functions: Sequence[str]) -> None:

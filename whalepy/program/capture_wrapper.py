@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
+from whalepy.program.capture_places import PlaceRecorder
 
 Wants = Literal["loss", "outputs"]
 
@@ -152,6 +153,8 @@ class Seen:
     results: int = 0
     assigned: tuple[str, ...] = ()  # buffers which the forward assigned anew
     backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
+    guard_places: dict[int, str] = field(default_factory=dict[int, str])  # position in shape_env.guards -> user's line
+    checkpoint_places: tuple[str, ...] = ()  # user's lines that ran inside torch.utils.checkpoint, sorted
 
 
 class CaptureWrapper(nn.Module):
@@ -187,7 +190,10 @@ class CaptureWrapper(nn.Module):
             values[position] = tensor
         args, kwargs = pytree.tree_unflatten(values, self.spec)
         before = dict(self.model.named_buffers())
-        results = self._run(args, kwargs)
+        recorder = PlaceRecorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
+        with recorder:
+            results = self._run(args, kwargs)
+        self.seen.guard_places, self.seen.checkpoint_places = recorder.guards, tuple(sorted(recorder.checkpoints))
         after = dict(self.model.named_buffers())
         self.seen.results = len(results)
         self.seen.assigned = tuple(name for name in before if after.get(name) is not before[name])
@@ -204,6 +210,11 @@ class CaptureWrapper(nn.Module):
             return [find_loss(output)]
         targets, named_targets = self.call.targets(args, kwargs)
         return [check_loss(self.loss_fn(output, *targets, **named_targets), "what loss_fn returns")]
+
+
+def _shape_env(leaves: Sequence[torch.Tensor]) -> Any:
+    modes = (getattr(leaf, "fake_mode", None) for leaf in leaves)
+    return next((mode.shape_env for mode in modes if mode is not None), None)
 
 
 def custom_backwards(results: Sequence[torch.Tensor]) -> tuple[str, ...]:

@@ -72,7 +72,8 @@ def _visit(replay: Replay, node: fx.Node) -> list[Alias]:
 def _does_nothing(node: fx.Node) -> bool:
     if node.target is aten.alias.default:
         return True
-    return node.target in _DROPOUTS and (node.args[1] == 0 or not node.args[2])
+    arguments: Any = node.args
+    return node.target in _DROPOUTS and (arguments[1] == 0 or not arguments[2])
 
 
 _DROPOUTS = (

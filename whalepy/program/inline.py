@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import fx
 
 from whalepy.errors import CaptureError
-from whalepy.program.capture_places import place_of_stack
-from whalepy.program.capture_schema import writes
+from whalepy.primitives.recording import KEY as SCOPE_KEY
+from whalepy.program.capture_places import PLACE_KEY, place_of_stack
+from whalepy.program.capture_schema import returned_argument, writes
 
 _DETACH = torch.ops.aten.detach.default
 _ASSERTION_PREFIXES = ("_assert_", "_functional_assert", "sym_constrain_range", "_check_", "_guards_fn")
@@ -90,14 +92,15 @@ def _name_of_region(node: fx.Node) -> str | None:
 
 def _pick(node: fx.Node, values: dict[fx.Node, Value]) -> Value | None:
     """The result which `getitem(region, i)` names, if `node` is one."""
-    source = node.args[0] if node.args else None
-    results = values.get(source) if isinstance(source, fx.Node) else None
-    return results[node.args[1]] if isinstance(results, (tuple, list)) else None
+    arguments: Any = node.args
+    results = values.get(arguments[0]) if node.target is operator.getitem else None
+    return results[arguments[1]] if isinstance(results, (tuple, list)) else None
 
 
 def _mark(copy: fx.Node, node: fx.Node, *, no_grad: bool) -> None:
-    copy.meta["where"] = place_of_stack(node.meta.get("stack_trace"))
-    copy.meta["scope"] = tuple((node.meta.get("custom") or {}).get("whalepy", ()))
+    custom = node.meta.get("custom") or {}
+    copy.meta["where"] = custom.get(PLACE_KEY) or place_of_stack(node.meta.get("stack_trace"))
+    copy.meta["scope"] = tuple(custom.get(SCOPE_KEY, ()))
     copy.meta["no_grad"] = no_grad
 
 
@@ -111,7 +114,20 @@ def _grad_region(
         return _copy_region(inner, graph, entering, no_grad=not enabled)
     first = next((n for n in inner.graph.nodes if n.op == "call_function"), node)
     detached = [_detached(graph, value, first) for value in entering]
-    return _copy_region(inner, graph, detached, no_grad=True)
+    outside = dict(zip(detached, entering, strict=True))
+    results = _copy_region(inner, graph, detached, no_grad=True)
+    return [_same_tensor(result, outside) for result in results]
+
+
+def _same_tensor(result: Value, outside: dict[Value, Value]) -> Value:
+    """`result`, or the tensor outside the region which it is: a write returns the tensor written to, gradient and all.
+
+    Before: `a_ = detach(a); r = add_(a_, 1)`, r used outside the region   After: a in place of r
+    """
+    tensor = result
+    while isinstance(tensor, fx.Node) and tensor not in outside:
+        tensor = returned_argument(tensor)
+    return result if tensor is None else outside.get(tensor, result)
 
 
 def _detached(graph: fx.Graph, value: Value, like: fx.Node) -> Value:
