@@ -1,0 +1,216 @@
+"""From scopes, devices and a program to decisions: levels, cuts, modes, and where parameters lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from whalepy.errors import AnnotationError
+from whalepy.planner.levels import (
+    Assignment,
+    Level,
+    Operators,
+    assign,
+    candidate_classes,
+    choose_order,
+)
+from whalepy.planner.mesh import Chain, Mesh, arrange
+from whalepy.primitives import Primitive
+from whalepy.program.layout import Layout, Mode, Sharded, Type
+from whalepy.program.options import Place
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one level cuts an axis: weights by position, and whether every positive weight gets a unit."""
+
+    level: int
+    weights: tuple[float, ...]
+    at_least_one: bool = False
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Levels, cuts, the mode of every operator on every level, and where parameters and rows lie."""
+
+    mesh: tuple[int, ...]
+    """Number of positions of each level, outermost first."""
+    cuts: tuple[Cut, ...]
+    modes: tuple[tuple[Mode, ...], ...]
+    """Per operator, per level."""
+    read: Mapping[str, Layout]
+    """Per parameter: the layout in which the program reads it."""
+    row_cuts: tuple[int | None, ...]
+    """Per level: the cut by which it cuts the rows of the inputs, or None: every position gets the same rows."""
+
+    @property
+    def stored(self) -> dict[str, Layout]:
+        """Per parameter: the layout of the boxes that ranks keep."""
+        return {name: tuple("R" if t == "B" else t for t in layout) for name, layout in self.read.items()}
+
+
+Orders = Mapping[tuple[int, int], tuple[str, ...]]
+"""(level, scope by order of appearance) -> classes, first choice first."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned: the operators, the chain of scopes of each, parameter names, and input rows."""
+
+    operators: Operators
+    chains: tuple[Chain, ...]
+    """Per operator."""
+    names: Mapping[int, str]
+    """Names of parameter operators."""
+    rows: Mapping[int, Place]
+    """Inputs that have rows, and where."""
+    parameter_dims: Mapping[str, tuple[tuple[str, ...], ...]]
+    """Per parameter name and dim: the classes of its axes."""
+
+    @property
+    def primitives(self) -> tuple[Primitive, ...]:
+        """Primitives by order of appearance."""
+        return tuple(dict.fromkeys(p for chain in self.chains for p in chain))
+
+
+def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = None) -> tuple[Decisions, Orders]:
+    """Decisions for devices of these speeds, and the orders of classes they come from (searched where not given).
+
+    Raises AnnotationError for degrees, shares or `on=` that cannot be met.
+    """
+    mesh = arrange(subject.chains, len(speeds))
+    cuts = _Cuts(mesh, speeds)
+    row_cuts = tuple(_row_cut(subject, mesh, cuts, level) for level in range(len(mesh.sizes)))
+    outer: list[tuple[Mode, ...]] = []
+    assignments: list[Assignment] = []
+    found: dict[tuple[int, int], tuple[str, ...]] = {}
+    for index in range(len(mesh.sizes)):
+        level = _level(subject, mesh, cuts, index, row_cuts[index], tuple(outer))
+        chosen = _orders(subject, level, orders)
+        found.update({(index, k): order for k, order in chosen.items()})
+        by_id = {subject.primitives[k].id: order for k, order in chosen.items()}
+        assignments.append(assign(subject.operators, level, by_id))
+        outer.append(tuple(assignments[-1].modes))
+    read: dict[str, Layout] = {
+        name: tuple(made.parameters[i] for made in assignments) for i, name in subject.names.items()
+    }
+    modes = tuple(zip(*outer, strict=True)) if outer else ((),) * len(subject.operators.items)
+    return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts), found
+
+
+class _Cuts:
+    """The table of cuts, equal ones once."""
+
+    def __init__(self, mesh: Mesh, speeds: Sequence[float]) -> None:
+        self.mesh = mesh
+        self.speeds = speeds
+        self.table: list[Cut] = []
+
+    def of(self, level: int, primitive: Primitive | None) -> int:
+        """The cut that an owner uses on a level: its shares, else the speed of the positions."""
+        size = self.mesh.sizes[level]
+        weights = self.mesh.weights(level, self.speeds)
+        if primitive is not None and primitive.shares is not None and len(primitive.shares) == size:
+            weights = tuple(primitive.shares)
+        cut = Cut(level, weights, primitive is not None and primitive.kind == "split")
+        if cut not in self.table:
+            self.table.append(cut)
+        return self.table.index(cut)
+
+
+def _row_cut(subject: Subject, mesh: Mesh, cuts: _Cuts, level: int) -> int | None:
+    """Rows are cut on the levels that a replicate scope owns."""
+    for chain in dict.fromkeys(subject.chains):
+        owner = mesh.owners[chain][level]
+        if owner is not None and owner.kind == "replicate":
+            return cuts.of(level, owner)
+    return None
+
+
+def _level(
+    subject: Subject, mesh: Mesh, cuts: _Cuts, index: int, row_cut: int | None, outer: tuple[tuple[Mode, ...], ...]
+) -> Level:
+    owners = tuple(mesh.owners[chain][index] for chain in subject.chains)
+    own = {owner: cuts.of(index, owner) for owner in dict.fromkeys(owners)}
+    if None in own and row_cut is not None:
+        own[None] = row_cut
+    positive = max(sum(w > 0 for w in cuts.table[c].weights) for c in own.values())
+    return Level(
+        index=index,
+        size=mesh.sizes[index],
+        owners=owners,
+        cuts=tuple(own[owner] for owner in owners),
+        row_cut=row_cut,
+        input_places=subject.rows,
+        outer=outer,
+        minimum=positive,
+    )
+
+
+def _orders(subject: Subject, level: Level, given: Orders | None) -> dict[int, tuple[str, ...]]:
+    """The order of classes of each split scope that owns this level, by order of appearance."""
+    chosen: dict[int, tuple[str, ...]] = {}
+    for k, primitive in enumerate(subject.primitives):
+        if primitive.kind != "split" or primitive not in level.owners:
+            continue
+        if given is not None:
+            chosen[k] = tuple(given[level.index, k])
+            continue
+        allowed = _allowed(subject, level, primitive)
+        others = {subject.primitives[j].id: order for j, order in chosen.items()}
+        chosen[k] = choose_order(subject.operators, level, primitive, others, allowed)
+    return chosen
+
+
+def _allowed(subject: Subject, level: Level, primitive: Primitive) -> list[str]:
+    legal = candidate_classes(subject.operators, level, primitive)
+    if level.size == 1:
+        return legal
+    if primitive.on is not None:
+        named = _named_classes(subject, primitive)
+        legal_all = _legal_classes(subject, level, primitive)
+        legal = [name for name in named if name in legal_all]
+        if not legal:
+            raise AnnotationError(
+                f"split cannot cut {primitive.on} into {level.minimum} parts",
+                at=primitive.at,
+                fix="name a dim of a parameter in this scope that operators can be cut along and that is long enough",
+            )
+    if not legal:
+        raise AnnotationError(
+            f"no axis of this split can be cut into {level.minimum} parts",
+            at=primitive.at,
+            fix="choose a smaller degree, or put operators with a longer axis inside the scope",
+        )
+    return legal
+
+
+def _legal_classes(subject: Subject, level: Level, primitive: Primitive) -> set[str]:
+    from whalepy.planner.levels import is_legal
+
+    ops = subject.operators
+    return {
+        ops.classes[way.axis]
+        for i, op in enumerate(ops.items)
+        if op.kind == "call" and level.owners[i] is primitive
+        for way in op.options
+        if is_legal(ops, level, i, way)
+    }
+
+
+def _named_classes(subject: Subject, primitive: Primitive) -> tuple[str, ...]:
+    assert primitive.on is not None
+    name, _, dim = primitive.on.rpartition(":")
+    matches = [n for n in subject.parameter_dims if n == name or n.endswith("." + name)]
+    if not matches or int(dim) >= len(subject.parameter_dims[matches[0]]):
+        raise AnnotationError(
+            f"on={primitive.on!r} names no dim of a parameter of the model",
+            at=primitive.at,
+            fix="write on='path.of.parameter:dim', as in named_parameters()",
+        )
+    return subject.parameter_dims[matches[0]][int(dim)]
+
+
+def shard_levels(layout: Sequence[Type]) -> tuple[int, ...]:
+    """Levels on which a layout is sharded."""
+    return tuple(level for level, kind in enumerate(layout) if isinstance(kind, Sharded))

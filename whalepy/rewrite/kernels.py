@@ -1,0 +1,122 @@
+"""Local kernels that stand in for an operator when one of its factors is sharded. Plain torch; no process group here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+
+class Reduce(Protocol):
+    """All-reduces over one level; new tensors, the same bits on every device."""
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor: ...
+    def max(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+def bridge(x: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The value in another layout; its gradient takes the way back."""
+    return move(x)
+
+
+def retype(x: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The same value under another type: the forward moves nothing, the gradient may."""
+    return move(x)
+
+
+def masked_embedding(
+    weight: torch.Tensor, indices: torch.Tensor, start: int, padding_idx: int = -1
+) -> torch.Tensor:
+    """Rows of a vocabulary shard that begins at `start`; zero for indices that other devices hold (a partial sum)."""
+    rows = weight.shape[0]
+    if rows == 0:
+        return weight.new_zeros((*indices.shape, *weight.shape[1:])) + weight.sum()
+    local = indices - start
+    outside = (local < 0) | (local >= rows)
+    local_padding = padding_idx - start
+    padding = local_padding if padding_idx >= 0 and 0 <= local_padding < rows else None
+    looked_up = F.embedding(local.masked_fill(outside, 0), weight)
+    if padding is not None:  # the padding row takes no gradient
+        is_padding = (indices == padding_idx).unsqueeze(-1)
+        looked_up = torch.where(is_padding, looked_up.detach(), looked_up)
+    return looked_up.masked_fill(outside.unsqueeze(-1), 0)
+
+
+def local_index(x: torch.Tensor, indices: Sequence[torch.Tensor | None], starts: Sequence[int | None]) -> torch.Tensor:
+    """`x[indices]` where indices with a start count from the first element of this device's shard."""
+    shifted = [
+        i if i is None or start is None else i - start for i, start in zip(indices, starts, strict=True)
+    ]
+    return torch.ops.aten.index.Tensor(x, shifted)
+
+
+def global_mean(
+    x: torch.Tensor, dims: Sequence[int], keepdim: bool, count: int, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """This device's part of a mean: its sum over the global count (a partial sum)."""
+    total = x.sum(dtype=dtype) if not dims else x.sum(dim=list(dims), keepdim=keepdim, dtype=dtype)
+    return total / count
+
+
+def seeded(stream: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of a random operator drawn from its own stream; the default generators are left as they were."""
+    cuda = [a.device for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(stream)
+        return function(*args, **kwargs)
+
+
+def class_parallel(
+    logits: torch.Tensor, target: torch.Tensor, ignore_index: int, start: int, reduce: Reduce
+) -> torch.Tensor:
+    """Summed cross entropy of logits f[rows, classes of this device]; the whole sum on every device."""
+    return _ClassParallelCrossEntropy.apply(logits, target, ignore_index, start, reduce)
+
+
+class _ClassParallelCrossEntropy(torch.autograd.Function):
+    """Three small all-reduces instead of gathering the logits (Megatron-LM's vocabulary-parallel loss)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, target: torch.Tensor, ignore_index: int, start: int, reduce: Reduce
+    ) -> torch.Tensor:
+        rows, classes = logits.shape
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        least = wide.new_full((rows,), float("-inf"))
+        peak = reduce.max(wide.amax(dim=1) if classes else least)
+        shifted = wide - peak.unsqueeze(1)
+        exponentials = shifted.exp()
+        total = reduce.sum(exponentials.sum(dim=1))
+        local = target - start
+        here = (local >= 0) & (local < classes)
+        index = local.masked_fill(~here, 0).unsqueeze(1)
+        picked = shifted.gather(1, index).squeeze(1) if classes else least.zero_()
+        picked = reduce.sum(picked.masked_fill(~here, 0))
+        counted = target != ignore_index
+        losses = (total.log() - picked).masked_fill(~counted, 0)
+        ctx.save_for_backward(exponentials / total.unsqueeze(1), index, here, counted)
+        ctx.dtype = logits.dtype
+        return losses.sum().to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        probabilities, index, here, counted = ctx.saved_tensors
+        gradient = probabilities
+        if probabilities.shape[1]:
+            gradient = probabilities.scatter_add(1, index, -here.to(probabilities.dtype).unsqueeze(1))
+        gradient = gradient * counted.unsqueeze(1) * gradients[0]
+        return gradient.to(ctx.dtype), None, None, None, None
+
+
+def batch_statistics(
+    normalise: Callable[..., tuple[torch.Tensor, ...]], x: torch.Tensor, rows: int, total: int, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    """Batch norm by this device's rows; new running statistics weighted by its share of the rows (partial sums)."""
+    if x.shape[0] == 0:
+        weight = rest[0]
+        y = x if weight is None else x * weight.view(1, -1, *[1] * (x.ndim - 2))
+        return y, *(statistic.new_zeros(statistic.shape) for statistic in rest[2:4])
+    y, *statistics = normalise(x, *rest)
+    return y, *(statistic * (rows / total) for statistic in statistics)

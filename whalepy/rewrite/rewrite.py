@@ -1,0 +1,527 @@
+"""Rewriting: from the local model's graph and a plan to the graph that every rank runs.
+
+Before:  linear(x, w)                      x sharded by rows, w sharded by heads on another level
+After:   linear(bridge(x, ...), w)         bridges where layouts differ, sizes as arguments, local kernels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from whalepy.errors import PlanError
+from whalepy.planner.decide import Decisions
+from whalepy.program.analysis import Program, producer
+from whalepy.program.axes import Size, as_size
+from whalepy.program.call import Call, is_tensor, tensor_operands
+from whalepy.program.layout import (
+    Layout,
+    Mode,
+    Sharded,
+    operand_type,
+    result_type,
+)
+from whalepy.program.options import Place
+from whalepy.program.rule_table import RANDOM
+from whalepy.rewrite import kernels
+from whalepy.rewrite.bindings import (
+    Binding,
+    DimTerms,
+    GlobalSize,
+    LocalSize,
+    MoveBinding,
+    First,
+    Reducer,
+    Start,
+    Stream,
+    ValueTerms,
+)
+from whalepy.rewrite.terms import moves, terms_of
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """One graph for all ranks of a class, and what its extra arguments are."""
+
+    graph: fx.GraphModule
+    """Placeholders: those of the captured graph in order, then one per binding."""
+    bindings: tuple[Binding, ...]
+    results: int
+    """The first outputs are the loss or the model's outputs, then the new buffer values."""
+    mutations: tuple[str, ...]
+    layouts: Mapping[str, tuple[Layout, ...]]
+    """Layout per node name and result, for printing."""
+
+
+@dataclass
+class Rewriter:
+    """State of one rewriting: the new graph, and where each value stands in which layout."""
+
+    program: Program
+    decisions: Decisions
+    result_layout: Callable[[int], Layout] | None = None
+    """Layout wanted of graph output `i`; replicated where None."""
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    bindings: dict[Binding, fx.Node] = field(default_factory=dict[Binding, fx.Node])
+    made: dict[tuple[int, int], fx.Node] = field(default_factory=dict[tuple[int, int], fx.Node])
+    layouts: dict[tuple[int, int], Layout] = field(default_factory=dict[tuple[int, int], Layout])
+    moved: dict[tuple[int, int, Layout], fx.Node] = field(default_factory=dict[tuple[int, int, Layout], fx.Node])
+    symbols: dict[fx.Node, fx.Node] = field(default_factory=dict[fx.Node, fx.Node])
+
+    def run(self) -> Rewritten:
+        """The rewritten graph."""
+        captured = self.program.captured
+        self._placeholders()
+        for i, node in enumerate(self.program.nodes):
+            if node.op == "call_function":
+                self._call(i, node)
+        outputs = self._outputs()
+        self.graph.output(tuple(outputs))
+        self.graph.eliminate_dead_code()
+        bindings = self._order_bindings()
+        module = fx.GraphModule({}, self.graph)
+        named = {node.name: key for key, node in self.made.items()}
+        layouts = {name: (self.layouts[key],) for name, key in named.items()}
+        return Rewritten(module, bindings, captured.results, captured.mutations, layouts)
+
+    # -- leaves and outputs
+
+    def _placeholders(self) -> None:
+        level_count = len(self.decisions.mesh)
+        places = {p.node: p for p in self.program.captured.placeholders}
+        index = self.program.positions
+        for node in self.program.captured.graph.graph.find_nodes(op="placeholder"):
+            new = self.graph.placeholder(node.name)
+            new.meta.update(node.meta)
+            if node not in index:
+                self.symbols[node] = new
+                continue
+            place = places[node.name]
+            layout: Layout = ("R",) * level_count
+            if place.kind == "parameter":
+                layout = self.decisions.read[place.name]
+            elif place.kind == "input":
+                layout = input_layout(self.program, self.decisions, index[node])
+            self.made[index[node], 0] = new
+            self.layouts[index[node], 0] = layout
+
+    def _outputs(self) -> list[Any]:
+        """Every graph output in its wanted layout."""
+        output = next(iter(self.program.captured.graph.graph.find_nodes(op="output")))
+        replicated: Layout = ("R",) * len(self.decisions.mesh)
+        wanted: list[Any] = []
+        flat = [item for item in torch.utils._pytree.tree_leaves(output.args)]
+        for i, item in enumerate(flat):
+            if not isinstance(item, fx.Node):
+                wanted.append(item)
+                continue
+            layout = self.result_layout(i) if self.result_layout is not None else replicated
+            wanted.append(self._value(item, layout) if is_tensor(item) else self._symbol(item, step=True))
+        return wanted
+
+    # -- operators
+
+    def _call(self, i: int, node: fx.Node) -> None:
+        op = self.program.operators[i]
+        modes = self.decisions.modes[i]
+        wants = [
+            tuple(operand_type(op, mode, k) for mode in modes) for k in range(len(op.operands))
+        ]
+        operands = [self._value(n, want) for n, want in zip(tensor_operands(node), wants, strict=True)]
+        new = emit(self, i, node, operands, modes)
+        new.meta.update({key: node.meta[key] for key in ("val", "where", "scope") if key in node.meta})
+        for r in range(len(op.result_grad)):
+            self.layouts[i, r] = tuple(result_type(op, mode, r) for mode in modes)
+        if isinstance(node.meta["val"], torch.Tensor):
+            self.made[i, 0] = new
+            return
+        r = 0
+        for position, member in enumerate(node.meta["val"]):
+            if isinstance(member, torch.Tensor):
+                item = self.graph.call_function(_getitem, (new, position))
+                item.meta["val"] = member
+                self.made[i, r] = item
+                r += 1
+
+    def _value(self, node: fx.Node, want: Layout) -> fx.Node:
+        """The value of a captured node in the layout an operator wants; bridges are made once per value and layout."""
+        source, r = producer(node)
+        i = self.program.positions[source]
+        key = (i, r)
+        if not self.program.operators[i].result_grad[r]:
+            want = tuple("R" if t == "B" else t for t in want)
+        value = self.made[key]
+        for now, binding in moves(self.program, key, self.layouts[key], want):
+            cached = self.moved.get((i, r, now))
+            value = cached if cached is not None else self._move(value, binding)
+            self.moved[i, r, now] = value
+        return value
+
+    def _move(self, value: fx.Node, binding: MoveBinding) -> fx.Node:
+        target = kernels.retype if binding.is_retype else kernels.bridge
+        new = self.graph.call_function(target, (value, self.bind(binding)))
+        new.meta["val"] = value.meta.get("val")
+        new.meta["move"] = binding
+        return new
+
+    # -- sizes
+
+    def terms(self, i: int, r: int, layout: Layout) -> ValueTerms:
+        """The terms of every dim of a value under a layout."""
+        return terms_of(self.program, (i, r), layout)
+
+    def bind(self, binding: Binding) -> fx.Node:
+        """The placeholder of a binding."""
+        if binding not in self.bindings:
+            with self.graph.inserting_before(self._first_call()):
+                self.bindings[binding] = self.graph.placeholder(f"{_PREFIX[type(binding)]}_{len(self.bindings)}")
+        return self.bindings[binding]
+
+    def _first_call(self) -> fx.Node:
+        return next((n for n in self.graph.nodes if n.op != "placeholder"), self.graph._root)
+
+    def local_shape(self, i: int, r: int, layout: Layout) -> list[int | fx.Node]:
+        """Local sizes of a value: literals where nothing is free or cut, else arguments."""
+        return [self.local_size(dim) for dim in self.terms(i, r, layout)]
+
+    def local_size(self, dim: DimTerms) -> int | fx.Node:
+        """This rank's size of one dim."""
+        total = 1
+        for term in dim:
+            if term.chain or not isinstance(term.size, int):
+                return self.bind(LocalSize(dim)) if self._bound(dim) else self._unbound(dim)
+            total *= term.size
+        return total
+
+    def _bound(self, dim: DimTerms) -> bool:
+        symbols = {s for term in dim for s in getattr(term.size, "free_symbols", ())}
+        return symbols <= set(self.program.hints)
+
+    def _unbound(self, dim: DimTerms) -> fx.Node:
+        """A size that only the data tell: kept as the graph computes it."""
+        size: Size = 1
+        for term in dim:
+            size = size * term.size
+        for node in self.program.captured.graph.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and as_size(value) == size:
+                return self._symbol(node, step=False)
+        raise PlanError(f"a size that depends on data ({size}) is not known to the graph")
+
+    def argument(self, value: Any, operands: Mapping[fx.Node, fx.Node], *, step: bool = False) -> Any:
+        """An argument of a captured call with its nodes replaced; sizes become arguments of the new graph."""
+        if isinstance(value, fx.Node):
+            return operands[value] if value in operands else self._symbol(value, step=step)
+        if isinstance(value, list | tuple):
+            return type(value)(self.argument(item, operands, step=step) for item in value)
+        if isinstance(value, dict):
+            return {k: self.argument(item, operands, step=step) for k, item in value.items()}
+        return value
+
+    def _symbol(self, node: fx.Node, *, step: bool) -> Any:
+        """A symbolic number as the local model would see it."""
+        value = node.meta.get("val")
+        symbolic = getattr(getattr(value, "node", None), "expr", None)
+        if symbolic is None:
+            if isinstance(value, int | float | bool):
+                return value
+            return self._copied(node)
+        if symbolic.free_symbols <= set(self.program.hints):
+            return self.bind(GlobalSize(symbolic, step)) if symbolic.free_symbols else _number(symbolic)
+        return self._copied(node)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """A number that depends on data: the same computation on whole values."""
+        if node not in self.symbols:
+            replicated: Layout = ("R",) * len(self.decisions.mesh)
+            tensors = {n: self._value(n, replicated) for n in tensor_operands(node)}
+            args = self.argument(node.args, tensors)
+            kwargs = self.argument(node.kwargs, tensors)
+            new = self.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+            new.meta["val"] = node.meta.get("val")
+            self.symbols[node] = new
+        return self.symbols[node]
+
+    def _order_bindings(self) -> tuple[Binding, ...]:
+        """Bindings in the order of their placeholders, unused ones gone."""
+        kept: list[Binding] = []
+        for binding, node in self.bindings.items():
+            if node.users:
+                kept.append(binding)
+            else:
+                self.graph.erase_node(node)
+        order = {node: k for k, node in enumerate(self.graph.find_nodes(op="placeholder"))}
+        return tuple(sorted(kept, key=lambda b: order[self.bindings[b]]))
+
+
+_PREFIX: dict[type, str] = {
+    LocalSize: "size",
+    GlobalSize: "total",
+    Start: "start",
+    Stream: "stream",
+    Reducer: "level",
+    First: "first",
+    MoveBinding: "move",
+}
+
+
+def _getitem(values: Any, i: int) -> Any:
+    return values[i]
+
+
+def _number(expr: sympy.Expr) -> int | float:
+    return int(expr) if expr.is_Integer else float(expr)
+
+
+def input_layout(program: Program, decisions: Decisions, i: int) -> Layout:
+    """Rows cut by the levels that cut inputs; everything else whole."""
+    for d, dim in enumerate(program.dims[i][0]):
+        leaves = program.axes.leaves(dim)
+        if program.batch is not None and leaves == (program.batch,):
+            place = Place(d, 0, program.batch)
+            return tuple("R" if cut is None else Sharded(place, cut) for cut in decisions.row_cuts)
+    return ("R",) * len(decisions.mesh)
+
+
+# -- emission
+
+
+Emit = Callable[[Rewriter, int, fx.Node, list[fx.Node], tuple[Mode, ...]], fx.Node]
+
+
+def emit(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """The new node of one operator: its local kernel, or itself with local sizes."""
+    op = rewriter.program.operators[i]
+    names = {mode.option.kernel for mode in modes if mode.option is not None and mode.option.kernel}
+    if len(names) > 1:
+        raise PlanError(f"{op.name} would need two local kernels at once: {sorted(names)}", at=op.where)
+    maker = KERNELS[names.pop()] if names else SHAPED.get(op.target, _emit_same)
+    new = maker(rewriter, i, node, operands, modes)
+    if _is_random(op.target, node):
+        _seed(rewriter, i, new, modes)
+    return new
+
+
+def _is_random(target: str, node: fx.Node) -> bool:
+    return target in RANDOM or (target == "aten.scaled_dot_product_attention" and bool(Call(node)["dropout_p"]))
+
+
+def _seed(rewriter: Rewriter, i: int, new: fx.Node, modes: tuple[Mode, ...]) -> None:
+    levels = tuple(level for level, mode in enumerate(modes) if mode.kind == "S")
+    stream = rewriter.bind(Stream(i, levels))
+    new.args = (stream, new.target, *new.args)
+    new.target = kernels.seeded
+
+
+def _emit_same(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """The operator itself on local operands; numbers it computes with are those of the local model."""
+    args, kwargs = _with_operands(rewriter, node, operands)
+    return rewriter.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+
+
+def _with_operands(rewriter: Rewriter, node: fx.Node, operands: list[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with the k-th tensor operand replaced by operands[k] (the same value may come in two layouts)."""
+    queue = list(operands)
+    values = {argument.name: _is_value(argument) for argument in _schema_arguments(node)}
+    names = [argument.name for argument in _schema_arguments(node)]
+
+    def swap(value: Any, step: bool) -> Any:
+        if isinstance(value, fx.Node):
+            return queue.pop(0) if is_tensor(value) else rewriter.argument(value, {}, step=step)
+        if isinstance(value, list | tuple):
+            return [swap(item, step) for item in value]
+        return value
+
+    args = tuple(
+        swap(value, values.get(names[k], False) if k < len(names) else False) for k, value in enumerate(node.args)
+    )
+    kwargs = {name: swap(value, values.get(name, False)) for name, value in node.kwargs.items()}
+    return args, kwargs
+
+
+def _schema_arguments(node: fx.Node) -> list[Any]:
+    target = node.target
+    return list(target._schema.arguments) if isinstance(target, torch._ops.OpOverload) else []
+
+
+_SIZED_BY_SCALAR = {"aten.arange", "aten.linspace", "aten.logspace"}
+
+
+def _is_value(argument: Any) -> bool:
+    """Whether a number given for this argument is computed with, and so is that of the whole step."""
+    return str(argument.type) in ("number", "Scalar", "Tensor", "float")
+
+
+def _emit_sized(position: int) -> Emit:
+    """An operator whose argument at `position` is the shape of its result."""
+
+    def make(
+        rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+    ) -> fx.Node:
+        args, kwargs = _with_operands(rewriter, node, operands)
+        shape = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))
+        args = (*args[:position], shape, *args[position + 1 :])
+        return rewriter.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+
+    return make
+
+
+def result_layout(rewriter: Rewriter, i: int, modes: tuple[Mode, ...], r: int = 0) -> Layout:
+    """The layout of a result under these modes."""
+    return tuple(result_type(rewriter.program.operators[i], mode, r) for mode in modes)
+
+
+def _emit_reshape(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    shape = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))
+    return rewriter.graph.call_function(torch.ops.aten.reshape.default, (operands[0], shape))
+
+
+def _emit_expand(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    shape = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))
+    return rewriter.graph.call_function(torch.ops.aten.expand.default, (operands[0], shape))
+
+
+def _emit_split(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    call = Call(node)
+    d = call.dim()
+    count = len(call.results)
+    sizes = [rewriter.local_shape(i, r, result_layout(rewriter, i, modes, r))[d] for r in range(count)]
+    return rewriter.graph.call_function(torch.ops.aten.split_with_sizes.default, (operands[0], sizes, d))
+
+
+def _emit_arange(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    args, kwargs = rewriter.argument((node.args, dict(node.kwargs)), {}, step=False)
+    return rewriter.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+
+
+SHAPED: dict[str, Emit] = {
+    **dict.fromkeys(("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten"), _emit_reshape),
+    **dict.fromkeys(("aten.squeeze", "aten.unsqueeze", "aten.view_as", "aten.reshape_as", "aten.ravel"), _emit_reshape),
+    **dict.fromkeys(("aten.expand", "aten.broadcast_to", "aten.expand_as"), _emit_expand),
+    **dict.fromkeys(("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split"), _emit_split),
+    **dict.fromkeys(("aten.full", "aten.zeros", "aten.ones", "aten.empty", "aten.rand", "aten.randn"), _emit_sized(0)),
+    **dict.fromkeys(("aten.new_full", "aten.new_zeros", "aten.new_ones", "aten.new_empty"), _emit_sized(1)),
+    **dict.fromkeys(tuple(_SIZED_BY_SCALAR), _emit_arange),
+}
+
+
+def _start(rewriter: Rewriter, i: int, operand: int, modes: tuple[Mode, ...], dim: int) -> int | fx.Node:
+    """First index along `dim` of an operand that this rank holds."""
+    op = rewriter.program.operators[i]
+    layout = tuple(operand_type(op, mode, operand) for mode in modes)
+    source, r = op.operands[operand]
+    terms = rewriter.terms(source, r, layout)[dim]
+    return rewriter.bind(Start(terms)) if any(term.chain for term in terms) else 0
+
+
+def _kernel_places(i: int, modes: tuple[Mode, ...], operand: int, kernel: str) -> list[int]:
+    """Dims of an operand that options with this kernel cut."""
+    found: list[int] = []
+    for mode in modes:
+        place = mode.option.inputs[operand] if mode.option is not None and mode.option.kernel == kernel else None
+        if place is not None:
+            found.append(place.dim)
+    return found
+
+
+def _emit_masked_embedding(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    padding = Call(node)["padding_idx"]
+    start = _start(rewriter, i, 0, modes, 0)
+    args = (operands[0], operands[1], start, -1 if padding is None else padding)
+    return rewriter.graph.call_function(kernels.masked_embedding, args)
+
+
+def _emit_local_index(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    entries = Call(node)["indices"]
+    cut_dims = set(_kernel_places(i, modes, 0, "local_index"))
+    queue = list(operands[1:])
+    indices: list[fx.Node | None] = []
+    starts: list[int | fx.Node | None] = []
+    for d, entry in enumerate(entries):
+        indices.append(None if entry is None else queue.pop(0))
+        starts.append(_start(rewriter, i, 0, modes, d) if entry is not None and d in cut_dims else None)
+    return rewriter.graph.call_function(kernels.local_index, (operands[0], indices, starts))
+
+
+def _emit_global_mean(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    call = Call(node)
+    dims = call.dims() if "dim" in call.arguments else ()
+    sizes = call.sizes(0)
+    count: Size = 1
+    for d in dims or range(len(sizes)):
+        count = count * sizes[d]
+    total = count if isinstance(count, int) else rewriter.bind(GlobalSize(sympy.sympify(count), True))
+    args = (operands[0], list(dims), bool(call["keepdim"]), total, call["dtype"])
+    return rewriter.graph.call_function(kernels.global_mean, args)
+
+
+def _emit_class_parallel(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    level = next(k for k, mode in enumerate(modes) if mode.option is not None and mode.option.kernel)
+    start = _start(rewriter, i, 0, modes, 1)
+    ignore = Call(node)["ignore_index"]
+    args = (operands[0], operands[1], -100 if ignore is None else ignore, start, rewriter.bind(Reducer(level)))
+    return rewriter.graph.call_function(kernels.class_parallel, args)
+
+
+def _emit_batch_statistics(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    op = rewriter.program.operators[i]
+    layout = tuple(operand_type(op, mode, 0) for mode in modes)
+    source, r = op.operands[0]
+    rows = rewriter.local_size(rewriter.terms(source, r, layout)[0])
+    whole = as_size(node.meta["val"][0].shape[0])
+    total = whole if isinstance(whole, int) else rewriter.bind(GlobalSize(whole, True))
+    args, kwargs = _with_operands(rewriter, node, operands)
+    return rewriter.graph.call_function(
+        kernels.batch_statistics, (node.target, args[0], rows, total, *args[1:]), kwargs
+    )
+
+
+def _emit_first_only(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    return rewriter.graph.call_function(torch.ops.aten.mul.Tensor, (operands[0], rewriter.bind(First())))
+
+
+SHAPED["whalepy.program.functional_ops.first_only"] = _emit_first_only
+
+KERNELS: dict[str, Emit] = {
+    "masked_embedding": _emit_masked_embedding,
+    "local_index": _emit_local_index,
+    "global_mean": _emit_global_mean,
+    "class_parallel": _emit_class_parallel,
+    "batch_statistics": _emit_batch_statistics,
+}
+
+
+def rewrite(program: Program, decisions: Decisions, result_layout: Callable[[int], Layout] | None = None) -> Rewritten:
+    """The graph all ranks run under these decisions. Raises PlanError for decisions that contradict each other."""
+    if any(len(modes) != len(decisions.mesh) for modes in decisions.modes):
+        raise PlanError("every operator needs one mode per level")
+    return Rewriter(program, decisions, result_layout).run()

@@ -1,0 +1,155 @@
+"""From a model to one rank's program: capture, canonicalise, analyse, decide, rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from whalepy.errors import AnnotationError
+from whalepy.planner.decide import Decisions, Subject
+from whalepy.planner.levels import Operators
+from whalepy.primitives import Primitive, scope_by_id
+from whalepy.program.analysis import Program, analyse
+from whalepy.program.canonicalise import canonicalise
+from whalepy.program.capture import Captured, capture
+from whalepy.program.capture_wrapper import Wants
+from whalepy.program.costs import hint
+from whalepy.program.layout import Layout, Sharded
+from whalepy.program.options import Place
+from whalepy.rewrite.rewrite import Rewritten, rewrite
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What of compile's arguments decides the captured program."""
+
+    model: nn.Module
+    loss_fn: Callable[..., Any] | None = None
+    batch_dim: Any = 0
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """The training program of a plan: what it was captured from, its axes, its decisions, its rewritten graph."""
+
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    program: Program
+    decisions: Decisions
+    rewritten: Rewritten
+
+
+def captured_program(
+    recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, wants: Wants
+) -> Captured:
+    """The canonical captured graph for arguments like these (their values do not matter)."""
+    loss_fn = recipe.loss_fn if wants == "loss" else None
+    captured = capture(
+        recipe.model, args, kwargs, loss_fn=loss_fn, batch_dim=recipe.batch_dim, training=training, wants=wants
+    )
+    canonicalise(captured.graph)
+    return captured
+
+
+def analysed(captured: Captured, shapes: list[tuple[int, ...] | None]) -> Program:
+    """The axes and operators of a captured graph, costed for inputs of these shapes."""
+    program = analyse(captured, captured.bind(shapes))
+    _refuse_later_primitives(program)
+    return program
+
+
+def _refuse_later_primitives(program: Program) -> None:
+    for op in program.operators:
+        for scope in op.scope:
+            primitive = scope_by_id(scope)
+            if primitive.kind in ("stage", "cluster"):
+                raise AnnotationError(
+                    f"{primitive.kind} does not execute yet",
+                    at=primitive.at,
+                    fix="use replicate and split; stages and clusters come with the pipeline runtime",
+                )
+
+
+def leaf_shapes(arguments: Any) -> list[tuple[int, ...] | None]:
+    """Shapes of the flattened arguments; None for what is no tensor."""
+    return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in pytree.tree_leaves(arguments)]
+
+
+def subject_of(program: Program) -> Subject:
+    """What the planner sees of a program."""
+    axes = program.axes
+
+    def leaf_of(operator: int, result: int, place: Place) -> int:
+        return axes.leaves(program.dims[operator][result][place.dim])[place.term]
+
+    operators = Operators(
+        program.operators,
+        program.classes,
+        program.batch,
+        leaf_of,
+        lambda axis: hint(axes.size(axis), program.hints),
+    )
+    names = {
+        i: program.placeholder(i).name for i, op in enumerate(program.operators) if op.kind == "parameter"
+    }
+    return Subject(
+        operators=operators,
+        chains=tuple(_chain(op.scope) for op in program.operators),
+        names=names,
+        rows=_row_places(program),
+        parameter_dims={
+            name: tuple(_dim_classes(program, dim) for dim in program.dims[i][0]) for i, name in names.items()
+        },
+    )
+
+
+def _chain(scope: tuple[int, ...]) -> tuple[Primitive, ...]:
+    return tuple(scope_by_id(i) for i in scope)
+
+
+def _dim_classes(program: Program, dim: tuple[int, ...]) -> tuple[str, ...]:
+    axes = program.axes
+    return tuple(
+        dict.fromkeys(program.classes[axis] for leaf in axes.leaves(dim) for axis in axes.shardable_inside(leaf))
+    )
+
+
+def _row_places(program: Program) -> dict[int, Place]:
+    """Where the rows stand in each input that has them."""
+    if program.batch is None:
+        return {}
+    places: dict[int, Place] = {}
+    for i, op in enumerate(program.operators):
+        if op.kind == "input":
+            for d, dim in enumerate(program.dims[i][0]):
+                if program.axes.leaves(dim) == (program.batch,):
+                    places[i] = Place(d, 0, program.batch)
+                    break
+    return places
+
+
+def rewritten(program: Program, decisions: Decisions, *, keep_rows: bool = False) -> Rewritten:
+    """The program that all ranks run; `keep_rows` leaves the results cut by rows as the inputs are."""
+    if not keep_rows:
+        return rewrite(program, decisions)
+    layouts = _row_layouts(program, decisions)
+    return rewrite(program, decisions, layouts.__getitem__)
+
+
+def _row_layouts(program: Program, decisions: Decisions) -> Mapping[int, Layout]:
+    whole: Layout = ("R",) * len(decisions.mesh)
+    output = len(program.operators) - 1
+    found: dict[int, Layout] = {}
+    for i, (operator, result) in enumerate(program.operators[output].operands):
+        found[i] = whole
+        dims = program.dims[operator][result]
+        for d, dim in enumerate(dims):
+            if program.batch is not None and program.axes.leaves(dim) == (program.batch,):
+                place = Place(d, 0, program.batch)
+                found[i] = tuple("R" if cut is None else Sharded(place, cut) for cut in decisions.row_cuts)
+                break
+    return found

@@ -1,0 +1,250 @@
+"""Numbers of one step for one rank: sizes, offsets, moves and streams, from shares and the sizes of the batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Any
+
+import sympy
+import torch
+
+from whalepy.planner.decide import Cut
+from whalepy.planner.shares import round_shares
+from whalepy.program.axes import Size
+from whalepy.program.layout import Sharded, Type
+from whalepy.rewrite.bindings import (
+    Binding,
+    DimTerms,
+    First,
+    GlobalSize,
+    LocalSize,
+    MoveBinding,
+    Reducer,
+    Start,
+    Stream,
+    Term,
+)
+from whalepy.runtime.bridge import Move, move_between
+from whalepy.runtime.bridge import Type as LocalType
+from whalepy.runtime.groups import Group
+from whalepy.runtime.kernels import Segment, Shard, all_reduce_max, convert
+
+Coordinates = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels of a plan as numbers: sizes, cuts, and the cut of the rows on each level."""
+
+    sizes: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+    row_cuts: tuple[int | None, ...]
+
+    @property
+    def row_levels(self) -> tuple[int, ...]:
+        """Levels that cut the rows of the inputs, outermost first."""
+        return tuple(level for level, cut in enumerate(self.row_cuts) if cut is not None)
+
+    def rows(self, total: int) -> dict[Coordinates, int]:
+        """Rows of the global batch per coordinates on the row levels; the outer level cuts first."""
+        table: dict[Coordinates, int] = {(): total}
+        for level in self.row_levels:
+            weights = self.cuts[self.row_cuts[level] or 0].weights
+            table = {
+                (*at, position): rows
+                for at, whole in table.items()
+                for position, rows in enumerate(round_shares(whole, weights))
+            }
+        return table
+
+    def row_coordinates(self, coordinates: Coordinates) -> Coordinates:
+        """The coordinates on the row levels alone."""
+        return tuple(coordinates[level] for level in self.row_levels)
+
+    def row_interval(self, total: int, coordinates: Coordinates) -> tuple[int, int]:
+        """First row of the global batch at these coordinates, and how many."""
+        table = self.rows(total)
+        mine = self.row_coordinates(coordinates)
+        order = product(*(range(self.sizes[level]) for level in self.row_levels))
+        start = 0
+        for at in order:
+            if at == mine:
+                break
+            start += table[at]
+        return start, table[mine]
+
+
+def chunk(rows: int, microbatches: int, index: int) -> tuple[int, int]:
+    """First row and number of rows of one microbatch: as equal as possible, the larger ones first."""
+    each, more = divmod(rows, microbatches)
+    return index * each + min(index, more), each + (index < more)
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Sizes of one microbatch of one step."""
+
+    step: Mapping[sympy.Symbol, int]
+    """Values of the free sizes for the whole step, as the local model would see them."""
+    micro: Mapping[sympy.Symbol, int]
+    """The same with the rows of this microbatch."""
+    rows: Mapping[Coordinates, int]
+    """Rows of this microbatch per coordinates on the row levels."""
+    first: bool = True
+
+
+@dataclass
+class Extents:
+    """Evaluates terms for the rank at `coordinates`."""
+
+    grid: Grid
+    coordinates: Coordinates
+    sizes: StepSizes
+    whole_sizes: dict[Size, int] = field(default_factory=dict[Size, int])
+
+    def value(self, size: Size) -> int:
+        """A size of this microbatch."""
+        if isinstance(size, int):
+            return size
+        if size not in self.whole_sizes:
+            self.whole_sizes[size] = int(size.subs(self.sizes.micro))
+        return self.whole_sizes[size]
+
+    def interval(self, term: Term) -> tuple[int, int]:
+        """Start and length of what this rank holds of the axis that a term's chain cuts."""
+        start, length = 0, self._whole(term)
+        for k, (level, _) in enumerate(term.chain):
+            lengths = self._lengths(term, k, length)
+            at = self.coordinates[level]
+            start, length = start + sum(lengths[:at]), lengths[at]
+        return start, length
+
+    def lengths(self, term: Term) -> tuple[int, ...]:
+        """Lengths by position on the last level of the chain, this rank's coordinates on the outer ones."""
+        length = self._whole(term)
+        for k, (level, _) in enumerate(term.chain[:-1]):
+            length = self._lengths(term, k, length)[self.coordinates[level]]
+        return self._lengths(term, len(term.chain) - 1, length)
+
+    def _whole(self, term: Term) -> int:
+        return sum(self.sizes.rows.values()) if term.batch else self.value(term.axis_size if term.chain else term.size)
+
+    def _lengths(self, term: Term, k: int, length: int) -> tuple[int, ...]:
+        level, index = term.chain[k]
+        if term.batch and self._cuts_rows(term, k):
+            return self._row_lengths(term, k)
+        cut = self.grid.cuts[index]
+        enough = length >= sum(weight > 0 for weight in cut.weights)
+        return round_shares(length, cut.weights, at_least_one=cut.at_least_one and enough)
+
+    def _cuts_rows(self, term: Term, k: int) -> bool:
+        """Whether the chain up to `k` is the way the inputs were cut."""
+        levels = self.grid.row_levels
+        return [(level, self.grid.row_cuts[level]) for level in levels[: k + 1]] == list(term.chain[: k + 1])
+
+    def _row_lengths(self, term: Term, k: int) -> tuple[int, ...]:
+        prefix = tuple(self.coordinates[level] for level, _ in term.chain[:k])
+        found = [0] * self.grid.sizes[term.chain[k][0]]
+        for at, rows in self.sizes.rows.items():
+            if at[:k] == prefix:
+                found[at[k]] += rows
+        return tuple(found)
+
+    def term_size(self, term: Term) -> int:
+        """Local size of a term."""
+        if not term.chain:
+            return self._whole(term)
+        _, length = self.interval(term)
+        return sum(self.value(pre) * length * self.value(post) for pre, post in term.parts)
+
+    def dim_size(self, dim: DimTerms) -> int:
+        """Local size of a dim."""
+        return prod(self.term_size(term) for term in dim)
+
+    def start(self, dim: DimTerms) -> int:
+        """First index held along a dim whose leading term is cut."""
+        return self.interval(dim[0])[0] * prod(self.term_size(term) for term in dim[1:])
+
+
+class Reduction:
+    """All-reduces over one level, for kernels that communicate inside."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the level."""
+        return convert(x, "P", "R", self.group)
+
+    def max(self, x: torch.Tensor) -> torch.Tensor:
+        """The maximum over the level."""
+        return all_reduce_max(x, self.group)
+
+
+@dataclass
+class Binder:
+    """Evaluates the bindings of a program for one rank."""
+
+    grid: Grid
+    coordinates: Coordinates
+    groups: Sequence[Group]
+    seed: int
+
+    def values(self, bindings: Sequence[Binding], sizes: StepSizes) -> list[Any]:
+        """One value per binding; streams, which change with every step, are left as bindings."""
+        extents = Extents(self.grid, self.coordinates, sizes)
+        return [self._value(binding, extents) for binding in bindings]
+
+    def _value(self, binding: Binding, extents: Extents) -> Any:
+        match binding:
+            case LocalSize(dim):
+                return extents.dim_size(dim)
+            case GlobalSize(size, step):
+                return _number(size, extents.sizes.step if step else extents.sizes.micro)
+            case Start(dim):
+                return extents.start(dim)
+            case Reducer(level):
+                return Reduction(self.groups[level])
+            case First():
+                return float(extents.sizes.first)
+            case Stream():
+                return binding
+            case MoveBinding():
+                return self.move(binding, extents)
+
+    def move(self, binding: MoveBinding, extents: Extents) -> Move:
+        """The move of one level, with the shapes of this step."""
+        return move_between(
+            _local_type(binding, binding.source, binding.source_term, extents),
+            _local_type(binding, binding.target, binding.target_term, extents),
+            self.groups[binding.level],
+        )
+
+    def stream(self, binding: Stream, step: int, microbatch: int) -> int:
+        """Seed of one random operator at one step."""
+        at = tuple(self.coordinates[level] for level in binding.levels)
+        text = repr((self.seed, step, microbatch, binding.node, binding.levels, at))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _number(size: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> int | float:
+    number = sympy.sympify(size).subs(values)
+    return int(number) if number.is_integer else float(number)
+
+
+def _local_type(binding: MoveBinding, kind: Type, term: Term | None, extents: Extents) -> LocalType:
+    if not isinstance(kind, Sharded):
+        return kind
+    assert term is not None
+    dims = [extents.dim_size(dim) for dim in binding.terms]
+    place = kind.place
+    whole = binding.terms[place.dim]
+    lead = prod(extents.term_size(t) for t in whole[: place.term])
+    trail = prod(extents.term_size(t) for t in whole[place.term + 1 :])
+    lengths = extents.lengths(term)
+    segments = tuple(Segment(extents.value(pre), lengths, extents.value(post)) for pre, post in term.parts)
+    return Shard(tuple(dims), place.dim, lead, segments, trail)

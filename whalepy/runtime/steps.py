@@ -1,0 +1,87 @@
+"""One rewritten program on one rank: its arguments for a step, and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+
+from whalepy.program.capture import Captured
+from whalepy.rewrite.bindings import Stream
+from whalepy.rewrite.rewrite import Rewritten
+from whalepy.runtime.extents import Binder, Coordinates, StepSizes
+
+_KEPT_SIZES = 64
+"""Sizes for which the arguments of a program are kept: lengths repeat from step to step."""
+
+
+@dataclass
+class StepProgram:
+    """A rewritten program and the extra arguments it takes at the sizes seen so far."""
+
+    captured: Captured
+    rewritten: Rewritten
+    binder: Binder
+    kept: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict[tuple[Any, ...], list[Any]])
+
+    def arguments(self, sizes: StepSizes, step: int, microbatch: int) -> list[Any]:
+        """One value per binding for this microbatch."""
+        key = (*sizes.step.values(), *sizes.rows.values(), *sizes.micro.values(), sizes.first)
+        if key not in self.kept:
+            if len(self.kept) >= _KEPT_SIZES:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[key] = self.binder.values(self.rewritten.bindings, sizes)
+        values = self.kept[key]
+        return [self.binder.stream(v, step, microbatch) if isinstance(v, Stream) else v for v in values]
+
+    def run(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        inputs: Sequence[Any],
+        sizes: StepSizes,
+        step: int,
+        microbatch: int = 0,
+    ) -> tuple[Any, ...]:
+        """The outputs of the program: results, then new buffer values.
+
+        `tensors` holds parameters, buffers and constants by name, `inputs` the leaves of the step's arguments.
+        """
+        leading = [
+            inputs[place.leaf] if place.leaf is not None else tensors[place.name] for place in self.captured.placeholders
+        ]
+        return self.rewritten.graph(*leading, *self.arguments(sizes, step, microbatch))
+
+
+def batch_symbols(captured: Captured) -> frozenset[sympy.Symbol]:
+    """The free sizes that count rows."""
+    found: set[sympy.Symbol] = set()
+    for sizes in captured.inputs:
+        rows = captured.batch_inputs[sizes.leaf]
+        if rows is not None:
+            found |= sizes.shape[rows].free_symbols
+    return frozenset(found)
+
+
+def sizes_of_microbatch(
+    bindings: Mapping[sympy.Symbol, int],
+    rows_symbols: frozenset[sympy.Symbol],
+    rows: Mapping[Coordinates, int],
+    *,
+    first: bool,
+) -> StepSizes:
+    """Sizes of a microbatch with these rows per coordinates."""
+    total = sum(rows.values())
+    micro = {symbol: total if symbol in rows_symbols else value for symbol, value in bindings.items()}
+    return StepSizes(dict(bindings), micro, dict(rows), first)
+
+
+def rows_in(captured: Captured, bindings: Mapping[sympy.Symbol, int]) -> int:
+    """Rows of the global batch at these sizes; 0 where no input has rows."""
+    for sizes in captured.inputs:
+        dim = captured.batch_inputs[sizes.leaf]
+        if dim is not None:
+            return int(sympy.sympify(sizes.shape[dim]).subs(bindings))
+    return 0
