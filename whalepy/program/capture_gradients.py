@@ -38,7 +38,16 @@ def _idle(node: fx.Node, carrying: set[fx.Node]) -> Any:
     if node.target is aten.detach.default and node.args[0] not in carrying:
         return node.args[0]
     if node.target is carry_gradient and node.args[0] not in carrying:
-        return node.args[1]
+        return _without_gradient(node, carrying)
+    return None
+
+
+def _without_gradient(node: fx.Node, carrying: set[fx.Node]) -> Any:
+    """The value of a carry_gradient whose history has none: cut off from a gradient of its own, which eager drops."""
+    value: Any = node.args[1]
+    if value not in carrying:
+        return value
+    node.target, node.args = aten.detach.default, (value,)
     return None
 
 
