@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,35 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import match_ranks, report_this_rank, spec_from_reports
 from whalepy.planner.decide import decide
 from whalepy.planner.plan import Plan, plan_of
+from whalepy.program.analysis import Program
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
 from whalepy.runtime.arguments import Arguments, as_arguments
-from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, leaf_shapes, rewritten, subject_of
+from whalepy.runtime.build import (
+    Analysed,
+    Recipe,
+    analysed,
+    captured_program,
+    fingerprint,
+    leaf_shapes,
+    rewritten,
+    subject_of,
+)
+from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group, start_process_group
 from whalepy.runtime.parallel import ParallelModel
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
+MEASURE_SECONDS = 0.3
+"""How long each rank measures its speed when no cluster is described."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Arguments of compile that steer the plan."""
+
+    microbatches: int | None = None
+    seed: int = 0
+    plan: Plan | None = None
 
 
 def compile(  # noqa: A001
@@ -30,48 +54,200 @@ def compile(  # noqa: A001
     example_inputs: Any = None,
     *,
     loss_fn: Callable[..., Any] | None = None,
-    batch_dim: Any = 0,
+    batch_dim: int | Mapping[str | int, int | None] = 0,
     microbatches: int | None = None,
+    schedule: str | None = None,
+    precision: str | None = None,
+    recompute: str | None = None,
+    zero: int | None = None,
+    offload: str | None = None,
+    optimizer: str = "adamw",
+    sync_batchnorm: bool = False,
+    rebalance: str | None = None,
     seed: int = 0,
+    backend: str = "eager",
+    capture: bool = True,
+    loss_weight: Callable[..., Any] | None = None,
     plan: Plan | str | Path | None = None,
 ) -> ParallelModel:
-    """The distributed training program of this rank."""
+    """The distributed training program of this rank. Every rank calls it alike, under torchrun; alone it runs locally.
+
+    `example_inputs` is one global batch: a tuple of positional or a dict of keyword arguments of the model; without it
+    the model is captured at the first `local_batch`. `cluster_spec` is a path, dict, `ClusterSpec` or shorthand such as
+    `"2x4090 + 2x2080Ti"`; without it the ranks measure themselves. The model returns its loss, or `loss_fn(outputs,
+    *targets)` makes it. Rank 0's initial values win.
+
+    Raises WhaleError, the same on every rank: AnnotationError, ClusterError, CaptureError, PlanError, VerificationError.
+    """
+    _refuse_later(
+        schedule=schedule, precision=precision, recompute=recompute, zero=zero or None, offload=offload,
+        sync_batchnorm=sync_batchnorm or None, rebalance=rebalance, loss_weight=loss_weight,
+        backend=None if backend == "eager" else backend, capture=None if capture else False,
+    )  # fmt: skip
+    choices = _choices(microbatches, seed, plan)
     device = this_device()
     host = start_process_group(device)
     recipe = Recipe(model, loss_fn, batch_dim)
-    error: BaseException | None = None
-    main: Analysed | None = None
-    made: Plan | None = None
-    reports = gather_objects(host, report_this_rank(device))
+    parallel = ParallelModel(recipe, device, host, partial(_plan_together, recipe, cluster_spec, choices, device, host))
+    if example_inputs is not None:
+        parallel.start(as_arguments(example_inputs))
+    return parallel
+
+
+def plan(
+    model: nn.Module,
+    cluster_spec: Cluster = None,
+    example_inputs: Any = None,
+    *,
+    loss_fn: Callable[..., Any] | None = None,
+    batch_dim: int | Mapping[str | int, int | None] = 0,
+    microbatches: int | None = None,
+    seed: int = 0,
+    **later: Any,
+) -> Plan:
+    """The plan that `compile` would run, with the program of every rank; no process group, no weights, no GPU.
+
+    Takes the arguments of `compile`. The model may live on the meta device.
+    """
+    defaults = {"backend": "eager", "capture": True, "optimizer": "adamw"}
+    _refuse_later(**{k: v for k, v in later.items() if v not in (None, False, 0) and v != defaults.get(k)})
+    if example_inputs is None:
+        raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")
+    recipe = Recipe(model, loss_fn, batch_dim)
+    spec = spec_from_reports([report_this_rank(this_device())]) if cluster_spec is None else ClusterSpec.load(cluster_spec)
+    _, program = _captured(recipe, as_arguments(example_inputs))
+    ranks = tuple(range(len(spec.devices)))
+    made, _ = _planned(program, as_arguments(example_inputs), spec, ranks, _choices(microbatches, seed, None))
+    return made
+
+
+def _choices(microbatches: int | None, seed: int, plan: Plan | str | Path | None) -> Choices:
+    if microbatches is not None and microbatches < 1:
+        raise PlanError(f"microbatches must be at least 1, not {microbatches}")
+    if plan is None or isinstance(plan, Plan):
+        return Choices(microbatches, seed, plan)
     try:
-        spec = spec_from_reports(reports) if cluster_spec is None else ClusterSpec.load(cluster_spec)
-        placed = match_ranks(spec, reports)
-        main, made = _planned(recipe, as_arguments(example_inputs), spec, placed, microbatches, seed)
-    except Exception as caught:
-        error = caught
-    raise_together(host, error)
-    assert main is not None and made is not None
-    return ParallelModel(recipe, made, device, host, main)
+        text = Path(plan).read_text()
+    except OSError as error:
+        raise PlanError(f"the plan {plan} cannot be read: {error.strerror}") from error
+    return Choices(microbatches, seed, Plan.from_json(text))
+
+
+def _refuse_later(**options: Any) -> None:
+    """An option whose feature has not landed is an error, never ignored."""
+    for name, value in options.items():
+        if value is not None:
+            raise WhaleError(f"compile(..., {name}={value!r}) is not there yet", fix=f"leave out {name}=")
+
+
+def _plan_together(
+    recipe: Recipe, cluster: Cluster, choices: Choices, device: torch.device, host: Group, example: Arguments
+) -> tuple[Plan, Analysed]:
+    """Capture on every rank, compare, plan on rank 0, and take over its plan. An error on one rank is raised on all."""
+    state: dict[str, Any] = {}
+
+    def together(step: Callable[[], None]) -> None:
+        error: BaseException | None = None
+        try:
+            step()
+        except Exception as caught:
+            error = caught
+        raise_together(host, error)
+
+    reports = gather_objects(host, report_this_rank(device, measure_seconds=0.0 if cluster else MEASURE_SECONDS))
+
+    def prepare() -> None:
+        state["spec"] = spec_from_reports(reports) if cluster is None else ClusterSpec.load(cluster)
+        state["placed"] = match_ranks(state["spec"], reports)
+        state["lines"], state["program"] = _captured(recipe, example)
+
+    together(prepare)
+    _compare(host, state["lines"])
+
+    def make() -> None:
+        if host.position == 0:
+            state["plan"], state["main"] = _planned(state["program"], example, state["spec"], state["placed"], choices)
+
+    together(make)
+    text = broadcast_object(host, state["plan"].to_json() if host.position == 0 else None)
+
+    def follow() -> None:
+        if host.position != 0:
+            given = replace(choices, plan=Plan.from_json(text))
+            state["plan"], state["main"] = _planned(state["program"], example, state["spec"], state["placed"], given)
+
+    together(follow)
+    return state["plan"], state["main"]
+
+
+def _captured(recipe: Recipe, example: Arguments) -> tuple[tuple[str, ...], Program]:
+    captured = captured_program(recipe, *example, training=True, wants="loss")
+    program = analysed(captured, leaf_shapes(example))
+    return fingerprint(program), program
+
+
+def _compare(host: Group, lines: tuple[str, ...]) -> None:
+    """Raises PlanError on all ranks where ranks captured different programs, naming the first difference."""
+    everyone = gather_objects(host, lines)
+    for rank, other in enumerate(everyone):
+        if other != everyone[0]:
+            pairs = zip(everyone[0], other, strict=False)
+            first = next((f"{a!r} on rank 0, {b!r} on rank {rank}" for a, b in pairs if a != b), "more operators")
+            raise PlanError(
+                f"rank {rank} has another model than rank 0: {first}",
+                fix="build the same model with the same annotations and example shapes on every rank",
+            )
 
 
 def _planned(
-    recipe: Recipe, example: Arguments, spec: ClusterSpec, placed: tuple[int, ...], microbatches: int | None, seed: int
-) -> tuple[Analysed, Plan]:
-    captured = captured_program(recipe, *example, training=True, wants="loss")
-    program = analysed(captured, leaf_shapes(example))
-    speeds = spec.speeds()
-    decisions, orders = decide(subject_of(program), speeds)
-    rank_of = tuple(placed.index(device) for device in range(len(placed)))
+    program: Program, example: Arguments, spec: ClusterSpec, placed: Sequence[int], choices: Choices
+) -> tuple[Plan, Analysed]:
+    """The plan for ranks placed on the devices of a cluster, and the program it stands for."""
+    subject = subject_of(program)
+    given = choices.plan
+    speeds = spec.speeds() if given is None else given.speeds
+    if len(speeds) != len(placed):
+        raise PlanError(f"the plan is for {len(speeds)} devices, {len(placed)} are here")
+    decisions, orders = decide(subject, speeds, None if given is None else given.orders)
+    main = Analysed(example, program, decisions, rewritten(program, decisions), subject.all_chains)
     made = plan_of(
         decisions,
         orders,
-        speeds=speeds,
-        device_types=tuple(d.type for d in spec.devices),
-        rank_of=rank_of,
-        microbatches=microbatches or 1,
-        seed=seed,
+        speeds=tuple(speeds),
+        device_types=tuple(device.type for device in spec.devices),
+        rank_of=tuple(placed.index(device) for device in range(len(placed))),
+        microbatches=choices.microbatches or (given.microbatches if given is not None else 1),
+        seed=choices.seed if given is None else given.seed,
+        rows=_example_rows(program),
     )
-    return Analysed(example, program, decisions, rewritten(program, decisions)), made
+    _check_rows(made, subject.primitives)
+    return made, main
+
+
+def _example_rows(program: Program) -> int:
+    if program.batch is None:
+        return 0
+    size = program.axes.size(program.batch)
+    return size if isinstance(size, int) else int(size.subs(program.hints))
+
+
+def _check_rows(plan: Plan, primitives: Sequence[Any]) -> None:
+    """Every replica with a share gets a row of the example batch; later steps may have fewer."""
+    grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
+    rows = grid.rows(plan.rows)
+    empty = [at for at, n in rows.items() if n == 0 and _has_share(grid, at)]
+    if plan.rows and empty:
+        replicas = next((p for p in primitives if p.kind == "replicate"), None)
+        raise PlanError(
+            f"example_inputs has {plan.rows} rows, too few for {len(rows)} replicas: {len(empty)} would get none",
+            at=None if replicas is None else replicas.at,
+            fix="give a larger global batch, a smaller degree, or more even shares",
+        )
+
+
+def _has_share(grid: Grid, at: tuple[int, ...]) -> bool:
+    cuts = [grid.cuts[grid.row_cuts[level] or 0] for level in grid.row_levels]
+    return all(cut.weights[position] > 0 for cut, position in zip(cuts, at, strict=True))
 
 
 def this_device() -> torch.device:

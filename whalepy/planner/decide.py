@@ -13,6 +13,7 @@ from whalepy.planner.levels import (
     assign,
     candidate_classes,
     choose_order,
+    is_legal,
 )
 from whalepy.planner.mesh import Chain, Mesh, arrange
 from whalepy.primitives import Primitive
@@ -67,6 +68,14 @@ class Subject:
     parameter_dims: Mapping[str, tuple[tuple[str, ...], ...]]
     """Per parameter name and dim: the classes of its axes."""
 
+    base: tuple[Chain, ...] = ()
+    """Chains of the training program, whose levels another program of the same model keeps."""
+
+    @property
+    def all_chains(self) -> tuple[Chain, ...]:
+        """Every distinct chain, those of the training program first."""
+        return tuple(dict.fromkeys((*self.base, *self.chains)))
+
     @property
     def primitives(self) -> tuple[Primitive, ...]:
         """Primitives by order of appearance."""
@@ -78,7 +87,7 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
 
     Raises AnnotationError for degrees, shares or `on=` that cannot be met.
     """
-    mesh = arrange(subject.chains, len(speeds))
+    mesh = arrange(subject.all_chains, len(speeds))
     cuts = _Cuts(mesh, speeds)
     row_cuts = tuple(_row_cut(subject, mesh, cuts, level) for level in range(len(mesh.sizes)))
     outer: list[tuple[Mode, ...]] = []
@@ -120,7 +129,7 @@ class _Cuts:
 
 def _row_cut(subject: Subject, mesh: Mesh, cuts: _Cuts, level: int) -> int | None:
     """Rows are cut on the levels that a replicate scope owns."""
-    for chain in dict.fromkeys(subject.chains):
+    for chain in subject.all_chains:
         owner = mesh.owners[chain][level]
         if owner is not None and owner.kind == "replicate":
             return cuts.of(level, owner)
@@ -154,7 +163,7 @@ def _orders(subject: Subject, level: Level, given: Orders | None) -> dict[int, t
         if primitive.kind != "split" or primitive not in level.owners:
             continue
         if given is not None:
-            chosen[k] = tuple(given[level.index, k])
+            chosen[k] = tuple(given.get((level.index, k), ()))
             continue
         allowed = _allowed(subject, level, primitive)
         others = {subject.primitives[j].id: order for j, order in chosen.items()}
@@ -186,8 +195,6 @@ def _allowed(subject: Subject, level: Level, primitive: Primitive) -> list[str]:
 
 
 def _legal_classes(subject: Subject, level: Level, primitive: Primitive) -> set[str]:
-    from whalepy.planner.levels import is_legal
-
     ops = subject.operators
     return {
         ops.classes[way.axis]

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from whalepy.errors import AnnotationError
 from whalepy.planner.decide import Decisions, Subject
 from whalepy.planner.levels import Operators
+from whalepy.planner.mesh import Chain
 from whalepy.primitives import Primitive, scope_by_id
 from whalepy.program.analysis import Program, analyse
 from whalepy.program.canonicalise import canonicalise
@@ -41,6 +42,7 @@ class Analysed:
     program: Program
     decisions: Decisions
     rewritten: Rewritten
+    chains: tuple[Chain, ...] = ()
 
 
 def captured_program(
@@ -79,8 +81,8 @@ def leaf_shapes(arguments: Any) -> list[tuple[int, ...] | None]:
     return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in pytree.tree_leaves(arguments)]
 
 
-def subject_of(program: Program) -> Subject:
-    """What the planner sees of a program."""
+def subject_of(program: Program, base: tuple[Chain, ...] = ()) -> Subject:
+    """What the planner sees of a program; `base` are the chains of the training program, for another one."""
     axes = program.axes
 
     def leaf_of(operator: int, result: int, place: Place) -> int:
@@ -104,6 +106,7 @@ def subject_of(program: Program) -> Subject:
         parameter_dims={
             name: tuple(_dim_classes(program, dim) for dim in program.dims[i][0]) for i, name in names.items()
         },
+        base=base,
     )
 
 
@@ -153,3 +156,15 @@ def _row_layouts(program: Program, decisions: Decisions) -> Mapping[int, Layout]
                 found[i] = tuple("R" if cut is None else Sharded(place, cut) for cut in decisions.row_cuts)
                 break
     return found
+
+
+def fingerprint(program: Program) -> tuple[str, ...]:
+    """One line per operator; two ranks run the same program exactly if theirs are equal."""
+    scopes: dict[int, int] = {}
+    lines: list[str] = []
+    for op, node, dims in zip(program.operators, program.nodes, program.dims, strict=True):
+        chain = [scopes.setdefault(scope, len(scopes)) for scope in op.scope]
+        sizes = [[[str(program.axes.size(axis)) for axis in dim] for dim in value] for value in dims]
+        constants = [a for a in node.args if isinstance(a, int | float | bool | str)]
+        lines.append(f"{op.name} {op.target} {op.operands} {sizes} {op.result_grad} {chain} {constants}")
+    return tuple(lines)

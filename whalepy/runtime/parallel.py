@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,10 @@ from whalepy.runtime.steps import StepProgram, batch_symbols, rows_in, sizes_of_
 from whalepy.runtime.storage import Stored, broadcast, reduce_gradients, store
 
 
+Planner = Callable[[Arguments], tuple[Plan, Analysed]]
+"""Plans for inputs like the example's; collective."""
+
+
 @dataclass(frozen=True)
 class Runnable:
     """A program ready to run, and how the parameters it reads are stored."""
@@ -60,28 +64,52 @@ class _Holder(nn.Module):
 class ParallelModel(nn.Module):
     """The distributed program of one rank; `nn.Module` with the local model's parameter names."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, device: torch.device, host: Group, main: Analysed) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, host: Group, planner: Planner) -> None:
         super().__init__()
-        self.plan = plan
         self._recipe = recipe
+        self._device = device
+        self._host = host
+        self._planner = planner
+        self._plan: Plan | None = None
         self._step = 0
         self._runnables: dict[Any, Runnable] = {}
         self._stored: dict[str, Stored] = {}
+
+    def start(self, example: Arguments) -> None:
+        """Plan for inputs like these, open the plan's groups and cut the parameters. Collective; once."""
+        plan, main = self._planner(example)
+        host = self._host
         coordinates = plan.coordinates_of(host.position)
-        groups = make_groups(plan.mesh, plan.rank_of, host.position, device)
-        self._placement = Placement(device, host, groups, coordinates)
-        self._binder = Binder(Grid(plan.mesh, plan.cuts, plan.row_cuts), coordinates, groups, plan.seed)
+        groups = make_groups(plan.mesh, plan.rank_of, host.position, self._device)
+        self._placement = Placement(self._device, host, groups, coordinates)
+        self._grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
+        self._chains = main.chains
         self._ties = main.program.captured.ties
         leaves = pytree.tree_leaves(main.example)
         dims = main.program.captured.batch_inputs
         self._batch_dims = dict(zip(leaf_names(main.example), dims, strict=True))
         key = (True, "loss", pytree.tree_structure(main.example), constants_of(leaves))
+        self._plan = plan
         self._runnables[key] = self._runnable(main.program, main.decisions, main.rewritten, main=True)
         self._store_parameters()
 
     @property
-    def _grid(self) -> Grid:
-        return self._binder.grid
+    def plan(self) -> Plan:
+        """The plan that all ranks run."""
+        return self._started()
+
+    def _started(self) -> Plan:
+        if self._plan is None:
+            raise WhaleError(
+                "the model is not captured yet: compile was given no example_inputs",
+                fix="give compile example_inputs=, or call parallel.local_batch(global_batch) first",
+            )
+        return self._plan
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The local model's names; one parameter per stored box, ties once."""
+        self._started()
+        return super().named_parameters(*args, **kwargs)
 
     # -- construction
 
@@ -115,20 +143,22 @@ class ParallelModel(nn.Module):
         """A program for other arguments than the example's, under the same plan."""
         captured = captured_program(self._recipe, *example, training=training, wants=wants)
         program = analysed(captured, leaf_shapes(example))
-        decisions, _ = decide(subject_of(program), self.plan.speeds, self.plan.orders)
+        decisions, _ = decide(subject_of(program, self._chains), self.plan.speeds, self.plan.orders)
         return self._runnable(program, decisions, rewritten(program, decisions, keep_rows=wants == "outputs"))
 
     def _runnable(
         self, program: Program, decisions: Decisions, graph: Rewritten, *, main: bool = False
     ) -> Runnable:
+        grid = Grid(decisions.mesh, decisions.cuts, decisions.row_cuts)
+        binder = Binder(grid, self._placement.coordinates, self._placement.groups, self.plan.seed)
         stored = {
-            name: store(program, decisions, self._binder, name, i)
+            name: store(program, decisions, binder, name, i)
             for i, op in enumerate(program.operators)
             if op.kind == "parameter" and (name := program.placeholder(i).name)
         }
         if main:
             self._stored.update(stored)
-        step = StepProgram(program.captured, graph, self._binder)
+        step = StepProgram(program.captured, graph, binder)
         return Runnable(step, stored, batch_symbols(program.captured))
 
     # -- steps
@@ -208,6 +238,7 @@ class ParallelModel(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, wants: Wants
     ) -> tuple[Runnable, list[Any], dict[sympy.Symbol, int]]:
         """The program for these arguments, their leaves on the device, and the sizes all ranks agreed on."""
+        self._started()
         example = normal(args, kwargs)
         leaves, spec = pytree.tree_flatten(example)
         key = (training, wants, spec, constants_of(leaves))
@@ -260,6 +291,8 @@ class ParallelModel(nn.Module):
     def local_batch(self, global_batch: Any) -> Any:
         """This rank's rows of a global batch: a tuple, dict or tensor; the same structure and keys on every rank."""
         args, kwargs = as_arguments(global_batch)
+        if self._plan is None:
+            self.start((args, kwargs))
         names = leaf_names((args, kwargs))
         leaves = pytree.tree_leaves((args, kwargs))
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(names, leaves, strict=True))
@@ -272,7 +305,7 @@ class ParallelModel(nn.Module):
         self, dataset: Sized, *, batch_size: int | None = None, shuffle: bool = False, seed: int = 0
     ) -> RowSampler:
         """A batch sampler of this rank's rows; `batch_size` is global and defaults to the example's."""
-        size = self.plan.rows if batch_size is None else batch_size
+        size = self._started().rows if batch_size is None else batch_size
         return RowSampler(dataset, self._grid, self._placement.coordinates, size, shuffle, seed)
 
     # -- whole values
