@@ -33,7 +33,7 @@ LINES: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
 # Operators that treat every element alike; torch tags most pointwise operators, these it does not.
 POINTWISE = {
     *("aten.to", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh_copy"),
-    *("aten.dropout", "aten.alpha_dropout", "aten.masked_fill"),
+    *("aten.dropout", "aten.alpha_dropout", "aten.masked_fill", "whalepy.program.functional_ops.first_only"),
     *("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like"),
     *("aten.where", "aten.float", "aten.lift_fresh", "aten.bernoulli", "aten.gelu", "aten.softplus", "aten.where"),
     *("aten.sigmoid", "aten.log_sigmoid", "aten.prelu_", "aten.__and__", "aten.__or__", "aten.bitwise_not"),
@@ -58,6 +58,7 @@ LINEAR: dict[str, tuple[tuple[int, ...], ...] | str] = {
     **dict.fromkeys(("aten.add", "aten.sub", "aten.rsub", "aten.cat", "aten.stack"), "all"),
     **dict.fromkeys(("aten.neg", "aten.to", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.alias"), ((0,),)),
     **dict.fromkeys(("aten.detach", "aten.lift_fresh_copy"), ((0,),)),
+    "whalepy.program.functional_ops.first_only": ((0,),),
     "aten.mul": ((0,), (1,)),
     "aten.div": ((0,),),
     "aten.where": ((1, 2),),
@@ -257,8 +258,10 @@ def _group_norm(call: Call) -> Rule:
     return parse_rule(", ".join([f"nC{spatial}"] + ["C"] * (len(call.operands) - 1)) + f" -> nC{spatial}")
 
 
-def _batch_norm(call: Call) -> Rule:
-    """Evaluation: an affine map per channel."""
+def _batch_norm(call: Call) -> Rule | None:
+    """Evaluation: an affine map per channel. In training without running statistics all rows must be there."""
+    if call["training"]:
+        return None
     spatial = "".join(_letters(call.ranks[0] - 2, skip="nc"))
     return parse_rule(", ".join([f"nc{spatial}"] + ["c"] * (len(call.operands) - 1)) + f" -> nc{spatial}")
 
