@@ -55,6 +55,8 @@ class Rewritten:
     mutations: tuple[str, ...]
     layouts: Mapping[str, tuple[Layout, ...]]
     """Layout per node name and result, for printing."""
+    values: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """The (operator, result) of the program that a node computes; bridges have none."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Rewriter:
         module = fx.GraphModule({}, self.graph)
         named = {node.name: key for key, node in self.made.items()}
         layouts = {name: (self.layouts[key],) for name, key in named.items()}
-        return Rewritten(module, bindings, captured.results, captured.mutations, layouts)
+        return Rewritten(module, bindings, captured.results, captured.mutations, layouts, named)
 
     # -- leaves and outputs
 
