@@ -15,7 +15,6 @@ from torch import nn
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import match_ranks, report_this_rank, spec_from_reports
-from whalepy.planner.decide import decide
 from whalepy.planner.plan import Plan, plan_of
 from whalepy.program.analysis import Program
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
@@ -24,11 +23,10 @@ from whalepy.runtime.build import (
     Analysed,
     Recipe,
     analysed,
+    built,
     captured_program,
     fingerprint,
     leaf_shapes,
-    rewritten,
-    subject_of,
 )
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group, start_process_group
@@ -117,7 +115,7 @@ def plan(
     spec = spec_from_reports([report_this_rank(this_device())]) if cluster_spec is None else ClusterSpec.load(cluster_spec)
     _, program = _captured(recipe, as_arguments(example_inputs))
     ranks = tuple(range(len(spec.devices)))
-    made, _ = _planned(program, as_arguments(example_inputs), spec, ranks, _choices(microbatches, seed, None))
+    made, _ = _planned(program, spec, ranks, _choices(microbatches, seed, None))
     return made
 
 
@@ -166,7 +164,7 @@ def _plan_together(
 
     def make() -> None:
         if host.position == 0:
-            state["plan"], state["main"] = _planned(state["program"], example, state["spec"], state["placed"], choices)
+            state["plan"], state["main"] = _planned(state["program"], state["spec"], state["placed"], choices)
 
     together(make)
     text = broadcast_object(host, state["plan"].to_json() if host.position == 0 else None)
@@ -174,7 +172,7 @@ def _plan_together(
     def follow() -> None:
         if host.position != 0:
             given = replace(choices, plan=Plan.from_json(text))
-            state["plan"], state["main"] = _planned(state["program"], example, state["spec"], state["placed"], given)
+            state["plan"], state["main"] = _planned(state["program"], state["spec"], state["placed"], given)
 
     together(follow)
     return state["plan"], state["main"]
@@ -200,27 +198,26 @@ def _compare(host: Group, lines: tuple[str, ...]) -> None:
 
 
 def _planned(
-    program: Program, example: Arguments, spec: ClusterSpec, placed: Sequence[int], choices: Choices
+    program: Program, spec: ClusterSpec, placed: Sequence[int], choices: Choices
 ) -> tuple[Plan, Analysed]:
     """The plan for ranks placed on the devices of a cluster, and the program it stands for."""
-    subject = subject_of(program)
     given = choices.plan
     speeds = spec.speeds() if given is None else given.speeds
     if len(speeds) != len(placed):
         raise PlanError(f"the plan is for {len(speeds)} devices, {len(placed)} are here")
-    decisions, orders = decide(subject, speeds, None if given is None else given.orders)
-    main = Analysed(example, program, decisions, rewritten(program, decisions), subject.all_chains)
+    microbatches = choices.microbatches or (given.microbatches if given is not None else 1)
+    main, orders = built(program, speeds, None if given is None else given.orders, microbatches=microbatches)
     made = plan_of(
-        decisions,
+        main.decisions,
         orders,
         speeds=tuple(speeds),
         device_types=tuple(device.type for device in spec.devices),
         rank_of=tuple(placed.index(device) for device in range(len(placed))),
-        microbatches=choices.microbatches or (given.microbatches if given is not None else 1),
+        microbatches=microbatches,
         seed=choices.seed if given is None else given.seed,
         rows=_example_rows(program),
     )
-    _check_rows(made, subject.primitives)
+    _check_rows(made, [p for chain in main.chains for p in chain])
     return made, main
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import AnnotationError
-from whalepy.planner.decide import Decisions, Subject
+from whalepy.planner.decide import Decisions, Orders, Subject, decide
 from whalepy.planner.levels import Operators
 from whalepy.planner.mesh import Chain
 from whalepy.primitives import Primitive, scope_by_id
@@ -22,6 +22,7 @@ from whalepy.program.capture_wrapper import Wants
 from whalepy.program.costs import hint
 from whalepy.program.layout import Layout, Sharded
 from whalepy.program.options import Place
+from whalepy.rewrite.microbatches import microbatched
 from whalepy.rewrite.rewrite import Rewritten, rewrite
 
 
@@ -36,13 +37,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Analysed:
-    """The training program of a plan: what it was captured from, its axes, its decisions, its rewritten graph."""
+    """A program with its axes, its decisions and its rewritten graph."""
 
-    example: tuple[tuple[Any, ...], dict[str, Any]]
     program: Program
     decisions: Decisions
     rewritten: Rewritten
     chains: tuple[Chain, ...] = ()
+    prologue: tuple[Program, Decisions, Rewritten] | None = None
+    """What microbatches must know of the whole batch."""
+    summed: tuple[bool, ...] = ()
+    """Per mutated buffer: its new values are summed over microbatches."""
 
 
 def captured_program(
@@ -62,6 +66,35 @@ def analysed(captured: Captured, shapes: list[tuple[int, ...] | None]) -> Progra
     program = analyse(captured, captured.bind(shapes))
     _refuse_later_primitives(program)
     return program
+
+
+def built(
+    program: Program,
+    speeds: Sequence[float],
+    orders: Orders | None,
+    *,
+    base: tuple[Chain, ...] = (),
+    keep_rows: bool = False,
+    microbatches: int = 1,
+) -> tuple[Analysed, Orders]:
+    """Decide and rewrite a program; the orders of classes it was decided by. For microbatches it is cut in time."""
+    subject = subject_of(program, base)
+    decisions, found = decide(subject, speeds, orders)
+    if microbatches == 1:
+        graph = rewritten(program, decisions, keep_rows=keep_rows)
+        return Analysed(program, decisions, graph, subject.all_chains), found
+    cut = microbatched(program, subject)
+    main, _ = built(reanalysed(program, cut.main), speeds, found, base=subject.all_chains)
+    ahead = None
+    if cut.prologue is not None:
+        whole, _ = built(reanalysed(program, cut.prologue), speeds, found, base=subject.all_chains)
+        ahead = (whole.program, whole.decisions, whole.rewritten)
+    return replace(main, chains=subject.all_chains, prologue=ahead, summed=cut.summed), found
+
+
+def reanalysed(program: Program, captured: Captured) -> Program:
+    """The analysis of a part of a program, at the same sizes."""
+    return analyse(captured, program.hints)
 
 
 def _refuse_later_primitives(program: Program) -> None:

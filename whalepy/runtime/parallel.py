@@ -12,12 +12,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import BatchError, WhaleError
-from whalepy.planner.decide import Decisions, decide
+from whalepy.planner.decide import Decisions
 from whalepy.planner.plan import Plan
 from whalepy.program.analysis import Program
 from whalepy.program.capture import Captured
 from whalepy.program.capture_wrapper import Wants
-from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.agreement import Told, agree
 from whalepy.runtime.arguments import (
     Arguments,
@@ -30,7 +29,7 @@ from whalepy.runtime.arguments import (
     structure_of,
     whole_example,
 )
-from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, leaf_shapes, rewritten, subject_of
+from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, leaf_shapes
 from whalepy.runtime.extents import Binder, Grid, StepSizes, chunk
 from whalepy.runtime.groups import Group, make_groups
 from whalepy.runtime.norms import Placement, gradient_norm
@@ -50,6 +49,9 @@ class Runnable:
     program: StepProgram
     stored: Mapping[str, Stored]
     symbols: frozenset[sympy.Symbol]
+    prologue: StepProgram | None = None
+    summed: tuple[bool, ...] = ()
+    """Per mutated buffer: its new values are summed over microbatches."""
 
     @property
     def captured(self) -> Captured:
@@ -85,12 +87,12 @@ class ParallelModel(nn.Module):
         self._grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
         self._chains = main.chains
         self._ties = main.program.captured.ties
-        leaves = pytree.tree_leaves(main.example)
         dims = main.program.captured.batch_inputs
-        self._batch_dims = dict(zip(leaf_names(main.example), dims, strict=True))
-        key = (True, "loss", pytree.tree_structure(main.example), constants_of(leaves))
+        self._batch_dims = dict(zip(leaf_names(example), dims, strict=True))
+        key = (True, "loss", pytree.tree_structure(example), constants_of(pytree.tree_leaves(example)))
         self._plan = plan
-        self._runnables[key] = self._runnable(main.program, main.decisions, main.rewritten, main=True)
+        self._runnables[key] = self._runnable(main)
+        self._stored.update(self._runnables[key].stored)
         self._store_parameters()
 
     @property
@@ -142,24 +144,38 @@ class ParallelModel(nn.Module):
     def _build(self, example: Arguments, *, training: bool, wants: Wants) -> Runnable:
         """A program for other arguments than the example's, under the same plan."""
         captured = captured_program(self._recipe, *example, training=training, wants=wants)
-        program = analysed(captured, leaf_shapes(example))
-        decisions, _ = decide(subject_of(program, self._chains), self.plan.speeds, self.plan.orders)
-        return self._runnable(program, decisions, rewritten(program, decisions, keep_rows=wants == "outputs"))
+        plan = self.plan
+        made, _ = built(
+            analysed(captured, leaf_shapes(example)),
+            plan.speeds,
+            plan.orders,
+            base=self._chains,
+            keep_rows=wants == "outputs",
+            microbatches=plan.microbatches if training and wants == "loss" else 1,
+        )
+        return self._runnable(made)
 
-    def _runnable(
-        self, program: Program, decisions: Decisions, graph: Rewritten, *, main: bool = False
-    ) -> Runnable:
+    def _runnable(self, made: Analysed) -> Runnable:
+        binder = self._binder(made.decisions)
+        prologue = None
+        if made.prologue is not None:
+            program, decisions, graph = made.prologue
+            prologue = StepProgram(program.captured, graph, self._binder(decisions))
+        captured = made.program.captured
+        step = StepProgram(captured, made.rewritten, binder)
+        stored = self._boxes(made.program, made.decisions, binder)
+        return Runnable(step, stored, batch_symbols(captured), prologue, made.summed)
+
+    def _binder(self, decisions: Decisions) -> Binder:
         grid = Grid(decisions.mesh, decisions.cuts, decisions.row_cuts)
-        binder = Binder(grid, self._placement.coordinates, self._placement.groups, self.plan.seed)
-        stored = {
+        return Binder(grid, self._placement.coordinates, self._placement.groups, self.plan.seed)
+
+    def _boxes(self, program: Program, decisions: Decisions, binder: Binder) -> dict[str, Stored]:
+        return {
             name: store(program, decisions, binder, name, i)
             for i, op in enumerate(program.operators)
             if op.kind == "parameter" and (name := program.placeholder(i).name)
         }
-        if main:
-            self._stored.update(stored)
-        step = StepProgram(program.captured, graph, binder)
-        return Runnable(step, stored, batch_symbols(program.captured))
 
     # -- steps
 
@@ -172,12 +188,15 @@ class ParallelModel(nn.Module):
         parameters = dict(self.named_parameters())
         tensors, read = self._tensors(runnable, parameters, grad=True)
         losses: list[torch.Tensor] = []
+        written: list[tuple[Any, ...]] = []
+        self._run_prologue(runnable, tensors, leaves, sizes)
         for m, (part, size) in enumerate(self._microbatches(runnable, leaves, sizes)):
             outputs = runnable.program.run(tensors, part, size, self._step, m)
             losses.append(outputs[0].detach())
             if outputs[0].requires_grad:
                 outputs[0].backward()
-            self._write_buffers(runnable, outputs)
+            written.append(tuple(value.detach() for value in outputs[runnable.captured.results :]))
+        self._write_buffers(runnable, written)
         reduce_gradients(list(runnable.stored.values()), read, parameters)
         self._step += 1
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
@@ -226,11 +245,24 @@ class ParallelModel(nn.Module):
             return own.read(box).detach()
         return own.read(own.box(trained.whole(box))).detach()
 
-    def _write_buffers(self, runnable: Runnable, outputs: tuple[Any, ...]) -> None:
+    def _run_prologue(
+        self, runnable: Runnable, tensors: dict[str, torch.Tensor], leaves: list[Any], sizes: dict[sympy.Symbol, int]
+    ) -> None:
+        """What microbatches must know of the whole batch, beside the tensors they read."""
+        if runnable.prologue is None:
+            return
+        with torch.no_grad():
+            values = runnable.prologue.run(tensors, leaves, self._whole(runnable, sizes), self._step)
+        tensors.update({f"prologue[{k}]": value for k, value in enumerate(values)})
+
+    def _write_buffers(self, runnable: Runnable, written: list[tuple[Any, ...]]) -> None:
+        """New buffer values, once per step: parts of microbatches summed, others as the first gave them."""
         buffers = dict(self.named_buffers())
         with torch.no_grad():
-            for name, value in zip(runnable.captured.mutations, outputs[runnable.captured.results :], strict=True):
-                buffers[name].copy_(value)
+            for k, name in enumerate(runnable.captured.mutations):
+                values = [outputs[k] for outputs in written]
+                summed = len(values) > 1 and runnable.summed[k]
+                buffers[name].copy_(torch.stack(values).sum(0) if summed else values[0])
 
     # -- sizes and agreement
 
