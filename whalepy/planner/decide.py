@@ -44,10 +44,8 @@ class Decisions:
     row_cuts: tuple[int | None, ...]
     """Per level: the cut by which it cuts the rows of the inputs, or None: every position gets the same rows."""
 
-    @property
-    def stored(self) -> dict[str, Layout]:
-        """Per parameter: the layout of the boxes that ranks keep."""
-        return {name: tuple("R" if t == "B" else t for t in layout) for name, layout in self.read.items()}
+    stored: Mapping[str, Layout]
+    """Per parameter: the layout of the boxes that ranks keep (types R and S)."""
 
 
 Orders = Mapping[tuple[int, int], tuple[str, ...]]
@@ -104,7 +102,13 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
         name: tuple(made.parameters[i] for made in assignments) for i, name in subject.names.items()
     }
     modes = tuple(zip(*outer, strict=True)) if outer else ((),) * len(subject.operators.items)
-    return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts), found
+    stored: dict[str, Layout] = {name: tuple(map(stored_type, layout)) for name, layout in read.items()}
+    return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts, stored), found
+
+
+def stored_type(read: Type) -> Type:
+    """How a parameter that is read as `read` is kept."""
+    return "R" if read == "B" else read
 
 
 class _Cuts:

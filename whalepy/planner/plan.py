@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -105,9 +105,11 @@ class Plan:
         """Levels, shares and devices, a line each."""
         lines = [f"levels {' x '.join(map(str, self.mesh))}, microbatches {self.microbatches}"]
         for level, size in enumerate(self.mesh):
-            shares = ":".join(f"{weight:g}" for weight in _weights(self.cuts, self.row_cuts, level, size))
-            what = "rows" if self.row_cuts[level] is not None else "axes"
-            lines.append(f"  level {level}  {size} positions  shares {shares}  cuts {what}")
+            lines.append(f"  level {level}  {size} positions")
+            for k, cut in enumerate(self.cuts):
+                if cut.level == level:
+                    what = "axes" if cut.at_least_one else "rows" if k == self.row_cuts[level] else "rows, inside"
+                    lines.append(f"           {what} {':'.join(f'{weight:g}' for weight in cut.weights)}")
             for (at, _), order in self.orders.items():
                 if at == level:
                     lines.append(f"           split along {', '.join(order) or 'nothing'}")
@@ -116,18 +118,6 @@ class Plan:
         return "\n".join(lines)
 
 
-def _weights(
-    cuts: tuple[Cut, ...], row_cuts: tuple[int | None, ...], level: int, size: int
-) -> tuple[float, ...]:
-    own = row_cuts[level]
-    if own is not None:
-        return cuts[own].weights
-    return next((cut.weights for cut in cuts if cut.level == level), (1.0,) * size)
-
-
 def plan_of(decisions: Decisions, orders: Orders, **more: Any) -> Plan:
     """The plan behind decisions."""
     return Plan(decisions.mesh, decisions.cuts, decisions.row_cuts, orders, **more)
-
-
-Programs = Mapping[int, str]
