@@ -22,7 +22,7 @@ def tokens(rows: int = ROWS, length: int = LENGTH, seed: int = 1) -> Tensor:
 
 
 def language_batches(sizes: Sequence[tuple[int, int]] = ((ROWS, LENGTH),), *, ignored: int = 0) -> list[Any]:
-    """One batch of (rows, length) per step; all labels of the first `ignored` rows, and some of the others, are -100."""
+    """One batch of (rows, length) per step; labels of the first `ignored` rows, and some of the last, are -100."""
     batches: list[Any] = []
     for step, (rows, length) in enumerate(sizes):
         ids = tokens(rows, length, seed=step + 1)
@@ -107,3 +107,33 @@ def residual(rows: Sequence[int] = (ROWS,)) -> Made:
         image, side = torch.randn(count, 3, 8, 8, generator=g), torch.randn(count, 5, generator=g)
         batches.append((image, side, torch.randint(7, (count,), generator=g)))
     return Residual(), batches
+
+
+class Scaled(nn.Module):
+    """An MLP whose hidden units are scaled by one number."""
+
+    def __init__(self, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x)) * self.scale)
+
+
+class ScaledTwice(nn.Module):
+    """The number scales the loss too: with the MLP split by hidden units, one use gives it a partial gradient, the
+    other, of a value every rank has whole, a replicated one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.mlp = Scaled(self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.mlp(x).square().mean()) * self.scale
+
+
+def scaled_twice() -> Made:
+    torch.manual_seed(0)
+    return ScaledTwice(), [(torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(1)),)]
