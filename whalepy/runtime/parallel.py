@@ -32,9 +32,10 @@ from whalepy.runtime.arguments import (
 from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, leaf_shapes
 from whalepy.runtime.extents import Binder, Grid, StepSizes, chunk
 from whalepy.runtime.groups import Group, make_groups
+from whalepy.runtime.initialise import initial_values
 from whalepy.runtime.norms import Placement, gradient_norm
 from whalepy.runtime.rows import RowSampler, local_rows
-from whalepy.runtime.steps import StepProgram, batch_symbols, rows_in, sizes_of_microbatch
+from whalepy.runtime.steps import StepProgram, batch_symbols, place_on, rows_in, sizes_of_microbatch
 from whalepy.runtime.storage import Stored, broadcast, reduce_gradients, store
 
 
@@ -76,6 +77,7 @@ class ParallelModel(nn.Module):
         self._step = 0
         self._runnables: dict[Any, Runnable] = {}
         self._stored: dict[str, Stored] = {}
+        self._unknown: set[str] = set()
 
     def start(self, example: Arguments) -> None:
         """Plan for inputs like these, open the plan's groups and cut the parameters. Collective; once."""
@@ -116,30 +118,28 @@ class ParallelModel(nn.Module):
     # -- construction
 
     def _store_parameters(self) -> None:
-        model = self._recipe.model
-        trained = self._stored
-        for name, parameter in model.named_parameters():
-            whole = broadcast(self._placement.host, parameter.detach().to(self._placement.device))
-            entry = trained.get(name)
-            box = whole.clone() if entry is None else entry.box(whole).clone()
-            self._attach(name, nn.Parameter(box, requires_grad=parameter.requires_grad))
-        for name, buffer in model.named_buffers():
-            whole = broadcast(self._placement.host, buffer.detach().to(self._placement.device))
-            self._attach(name, whole.clone())
+        """Cut every value of the local model to this rank's box, one at a time; rank 0's values win."""
+        trainable = {name: p.requires_grad for name, p in self._recipe.model.named_parameters()}
+        for name, own, known in initial_values(self._recipe.model, self._device):
+            whole = broadcast(self._host, own)
+            entry = self._stored.get(name)
+            box = (whole if entry is None else entry.box(whole)).clone()
+            if not known:
+                self._unknown.add(name)
+            self._attach(name, nn.Parameter(box, trainable[name]) if name in trainable else box)
 
     def _attach(self, name: str, value: torch.Tensor) -> None:
+        """Keep a value under its name in the local model, also where a method of this class has the same name."""
         *path, last = name.split(".")
         holder: nn.Module = self
         for part in path:
-            child = holder._modules.get(part)
-            if child is None:
-                child = _Holder()
-                holder.add_module(part, child)
+            child = holder._modules.setdefault(part, _Holder())
+            assert child is not None
             holder = child
         if isinstance(value, nn.Parameter):
-            holder.register_parameter(last, value)
+            holder._parameters[last] = value
         else:
-            holder.register_buffer(last, value)
+            holder._buffers[last] = value
 
     def _build(self, example: Arguments, *, training: bool, wants: Wants) -> Runnable:
         """A program for other arguments than the example's, under the same plan."""
@@ -162,6 +162,8 @@ class ParallelModel(nn.Module):
             program, decisions, graph = made.prologue
             prologue = StepProgram(program.captured, graph, self._binder(decisions))
         captured = made.program.captured
+        for graph in (made.rewritten.graph, *([made.prologue[2].graph] if made.prologue else [])):
+            place_on(graph, self._device)
         step = StepProgram(captured, made.rewritten, binder)
         stored = self._boxes(made.program, made.decisions, binder)
         return Runnable(step, stored, batch_symbols(captured), prologue, made.summed)
@@ -271,6 +273,11 @@ class ParallelModel(nn.Module):
     ) -> tuple[Runnable, list[Any], dict[sympy.Symbol, int]]:
         """The program for these arguments, their leaves on the device, and the sizes all ranks agreed on."""
         self._started()
+        if self._unknown:
+            raise WhaleError(
+                f"nothing initialised {', '.join(sorted(self._unknown))}: the model is on the meta device",
+                fix="give its modules reset_parameters(), or call parallel.load_full_state_dict(...) first",
+            )
         example = normal(args, kwargs)
         leaves, spec = pytree.tree_flatten(example)
         key = (training, wants, spec, constants_of(leaves))
@@ -374,6 +381,7 @@ class ParallelModel(nn.Module):
                 whole = broadcast(self._placement.host, state[key].to(self._placement.device, own[key].dtype))
                 entry = self._stored.get(key)
                 own[key].copy_(whole if entry is None else entry.box(whole))
+        self._unknown -= expected
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """The norm of the whole gradient before clipping it to `max_norm`; the same bits on every rank. Collective."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch import fx
 
 from whalepy.program.capture import Captured
 from whalepy.rewrite.bindings import Stream
@@ -53,6 +54,23 @@ class StepProgram:
             inputs[place.leaf] if place.leaf is not None else tensors[place.name] for place in self.captured.placeholders
         ]
         return self.rewritten.graph(*leading, *self.arguments(sizes, step, microbatch))
+
+
+def place_on(graph: fx.GraphModule, device: torch.device) -> None:
+    """Make every device literal of a graph name this rank's device: it may have been captured on another."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return device
+        if isinstance(value, list | tuple):
+            return type(value)(placed(item) for item in value)
+        return value
+
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            node.args = placed(node.args)
+            node.kwargs = {name: placed(value) for name, value in node.kwargs.items()}
+    graph.recompile()
 
 
 def batch_symbols(captured: Captured) -> frozenset[sympy.Symbol]:
