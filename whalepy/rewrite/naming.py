@@ -1,0 +1,61 @@
+"""Names of the values of a rewritten program as we print them; torch's names change between versions."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx
+
+from whalepy.program.analysis import Program
+from whalepy.program.call import operator_name
+from whalepy.rewrite import kernels
+
+MOVES = (kernels.bridge, kernels.retype)
+
+
+def operator_text(target: object) -> str:
+    """`aten.linear`, or `whalepy.bridge` for what is ours."""
+    name = operator_name(target)
+    return f"whalepy.{name.rpartition('.')[2]}" if name.startswith("whalepy.") else name
+
+
+def is_item(node: fx.Node) -> bool:
+    """Whether the node picks one result of an operator that has several."""
+    return operator_name(node.target).endswith("getitem")
+
+
+def value_names(graph: fx.Graph, program: Program) -> dict[str, str]:
+    """A printed name per node name, none twice.
+
+    Parameters have their own names, inputs and constants those of their placeholders, operators a number
+    (`linear2`), results of one operator an index (`split1.0`); a value in another layout gets a suffix (`linear2_1`).
+    """
+    parameters = {p.node: p.name for p in program.captured.placeholders if p.kind in ("parameter", "buffer")}
+    numbers: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    roots: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            name = parameters.get(node.name, node.name)
+        elif node.op != "call_function":
+            name = node.name
+        elif node.target in MOVES:
+            root = roots[node.args[0].name]
+            numbers[root + "_"] += 1
+            name = f"{root}_{numbers[root + '_']}"
+            roots[node.name] = root
+        elif is_item(node):
+            name = f"{names[node.args[0].name]}.{node.args[1]}"
+        else:
+            base = _base(node)
+            numbers[base] += 1
+            name = f"{base}{numbers[base]}"
+        names[node.name] = name
+        roots.setdefault(node.name, name)
+    return names
+
+
+def _base(node: fx.Node) -> str:
+    """The operator's short name; for one drawn from a stream, that of the operator inside."""
+    target = node.args[1] if node.target is kernels.seeded else node.target
+    return operator_text(target).rpartition(".")[2].strip("_")
