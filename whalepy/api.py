@@ -31,6 +31,7 @@ from whalepy.runtime.build import (
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group, start_process_group
 from whalepy.runtime.parallel import ParallelModel
+from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
 MEASURE_SECONDS = 0.3
@@ -165,6 +166,7 @@ def _plan_together(
     def make() -> None:
         if host.position == 0:
             state["plan"], state["main"] = _planned(state["program"], state["spec"], state["placed"], choices)
+            verify_ranks(state["main"], state["plan"].rank_of, state["plan"].microbatches)
 
     together(make)
     text = broadcast_object(host, state["plan"].to_json() if host.position == 0 else None)
@@ -218,7 +220,8 @@ def _planned(
         rows=_example_rows(program),
     )
     _check_rows(made, [p for chain in main.chains for p in chain])
-    return made, main
+    programs = programs_of(main, made.rank_of, microbatches)
+    return replace(made, notes=notes_of(main), programs=programs), main
 
 
 def _example_rows(program: Program) -> int:
