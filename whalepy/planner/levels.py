@@ -31,8 +31,8 @@ STACKABLE = frozenset({"masked_embedding", "local_index", "global_mean", "batch_
 OFFSET_KERNELS = {"masked_embedding": 0, "local_index": 0, "class_parallel": 0}
 """Kernels that count from the first element held: the operand whose cut term must be the leading one of its dim."""
 FLOPS_PER_BYTE = 20.0
-"""Weight of a byte moved against a FLOP computed, where a split is asked for anyway (assumption, low on purpose: a split
-that the user wrote down is also about memory)."""
+"""Weight of a byte moved against a FLOP computed, where a split is asked for anyway (assumption, low on purpose: a
+split that the user wrote down is also about memory)."""
 BACKWARD = 3
 """Forward and backward together cost three forwards (two products in the backward of each)."""
 
@@ -57,8 +57,11 @@ class Operators:
             if op.kind == "parameter":
                 found.append(True)
             elif op.kind == "call" and op.operands:
-                found.append(all(found[i] or self.items[i].kind == "constant" for i, _ in op.operands)
-                             and any(found[i] for i, _ in op.operands) and not op.random)
+                found.append(
+                    all(found[i] or self.items[i].kind == "constant" for i, _ in op.operands)
+                    and any(found[i] for i, _ in op.operands)
+                    and not op.random
+                )
             else:
                 found.append(False)
         return tuple(found)
@@ -91,6 +94,8 @@ class Assignment:
     types: dict[tuple[int, int], Type] = field(default_factory=dict[tuple[int, int], Type])
     parameters: dict[int, Type] = field(default_factory=dict[int, Type])
     """Per parameter operator: the type in which it is read."""
+    summed: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    """Partial sums that some operator so far needs whole: for others they are there."""
 
 
 def assign(ops: Operators, level: Level, orders: Mapping[int, Sequence[str]]) -> Assignment:
@@ -99,6 +104,11 @@ def assign(ops: Operators, level: Level, orders: Mapping[int, Sequence[str]]) ->
     for i, op in enumerate(ops.items):
         mode = _mode(ops, level, orders, made, i) if op.kind == "call" else REPLICATED
         made.modes.append(mode)
+        made.summed.update(
+            key
+            for k, key in enumerate(op.operands)
+            if made.types[key] == "P" and operand_type(op, mode, k) in ("R", "B")
+        )
         for r in range(len(op.result_grad)):
             made.types[i, r] = _leaf_type(level, i, op) if op.kind != "call" else result_type(op, mode, r)
     _push_gradients_to_parameters(ops, made)
@@ -162,9 +172,11 @@ def _cut_in_use(made: Assignment, op: Operator, way: Option, default: int) -> in
 
 
 def _follow(made: Assignment, op: Operator, ways: Sequence[Option], owner: Primitive | None) -> Mode:
-    """Partial sums wait through linear operators; outside every scope an operator follows its sharded operand."""
+    """Partial sums wait through linear operators unless they are summed anyway; outside every scope an operator follows
+    its sharded operand."""
     types = [made.types.get(key, "R") for key in op.operands]
-    partial = frozenset(k for k, t in enumerate(types) if t == "P")
+    waiting = zip(types, op.operands, strict=True)
+    partial = frozenset(k for k, (t, key) in enumerate(waiting) if t == "P" and key not in made.summed)
     for group in op.linear:
         if partial and partial <= group and not op.random:
             return Mode("P", partial=group)
@@ -189,7 +201,9 @@ def is_legal(ops: Operators, level: Level, i: int, way: Option) -> bool:
             continue
         if way.kernel and other.kernel and (way.kernel != other.kernel or way.kernel not in STACKABLE):
             return False
-        if any(_clashes(a, b) for a, b in zip((*way.inputs, *way.outputs), (*other.inputs, *other.outputs), strict=True)):
+        if any(
+            _clashes(a, b) for a, b in zip((*way.inputs, *way.outputs), (*other.inputs, *other.outputs), strict=True)
+        ):
             return False
         if other.axis == way.axis and ops.hint(way.axis) < level.minimum * 2 and way.axis != ops.batch:
             return False
