@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from whalepy.errors import VerificationError
 from whalepy.program.analysis import Program, Value
@@ -130,7 +131,7 @@ def collect(
 
 
 def crossings(rewritten: Rewritten, program: Program, *, backward: bool = True) -> list[Crossing]:
-    """Every communication of the shared program, in the order of the forward; a bridge's backward follows its forward."""
+    """Every communication of the shared program in forward order, that of a backward next to that of its forward."""
     graph = rewritten.graph.graph
     names = value_names(graph, program)
     placed = placements(rewritten)
@@ -211,7 +212,7 @@ def differentiated(rewritten: Rewritten, program: Program) -> set[str]:
         through = any(n.name in flows for n in node.all_input_nodes) and _is_differentiable(node)
         if node.name in trained if node.op == "placeholder" else through:
             flows.add(node.name)
-    first = torch.utils._pytree.tree_leaves(nodes[-1].args)[0]
+    first = pytree.tree_leaves(nodes[-1].args)[0]
     needed = {first.name} if isinstance(first, fx.Node) else set[str]()
     for node in reversed(nodes[:-1]):
         if node.name in needed:

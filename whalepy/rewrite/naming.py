@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -30,29 +31,30 @@ def value_names(graph: fx.Graph, program: Program) -> dict[str, str]:
     Parameters have their own names, inputs and constants those of their placeholders, operators a number
     (`linear2`), results of one operator an index (`split1.0`); a value in another layout gets a suffix (`linear2_1`).
     """
-    parameters = {p.node: p.name for p in program.captured.placeholders if p.kind in ("parameter", "buffer")}
+    own = {p.node: p.name for p in program.captured.placeholders if p.kind in ("parameter", "buffer")}
     numbers: Counter[str] = Counter()
     names: dict[str, str] = {}
     roots: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op == "placeholder":
-            name = parameters.get(node.name, node.name)
-        elif node.op != "call_function":
-            name = node.name
-        elif node.target in MOVES:
-            root = roots[node.args[0].name]
-            numbers[root + "_"] += 1
-            name = f"{root}_{numbers[root + '_']}"
-            roots[node.name] = root
-        elif is_item(node):
-            name = f"{names[node.args[0].name]}.{node.args[1]}"
-        else:
-            base = _base(node)
-            numbers[base] += 1
-            name = f"{base}{numbers[base]}"
-        names[node.name] = name
-        roots.setdefault(node.name, name)
+        moved = node.op == "call_function" and node.target in MOVES
+        root = roots[node.args[0].name] if moved else ""
+        name = _numbered(f"{root}_", numbers) if moved else _name(node, own, names, numbers)
+        names[node.name], roots[node.name] = name, root or name
     return names
+
+
+def _name(node: fx.Node, own: Mapping[str, str], names: Mapping[str, str], numbers: Counter[str]) -> str:
+    if node.op != "call_function":
+        return own.get(node.name, node.name)
+    source = node.args[0] if node.args else None
+    if is_item(node) and isinstance(source, fx.Node):
+        return f"{names[source.name]}.{node.args[1]}"
+    return _numbered(_base(node), numbers)
+
+
+def _numbered(base: str, numbers: Counter[str]) -> str:
+    numbers[base] += 1
+    return f"{base}{numbers[base]}"
 
 
 def _base(node: fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -198,7 +198,7 @@ class _Printer:
             case LocalSize(dim):
                 return str(self.sizes.dim_size(dim))
             case GlobalSize(size):
-                return str(sympy.sympify(size).subs(self.program.hints))
+                return str(sympy.sympify(size).subs(list(self.program.hints.items())))
             case Start(dim):
                 return str(self.sizes.start(dim))
             case Reducer(level):
