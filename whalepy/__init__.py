@@ -13,6 +13,8 @@ _WHERE = {
     "annotate": "whalepy.primitives",
     "compile": "whalepy.api",
     "plan": "whalepy.api",
+    "ParallelModel": "whalepy.runtime.parallel",
+    "Plan": "whalepy.planner.plan",
     "ClusterSpec": "whalepy.hardware.cluster",
     "WhaleError": "whalepy.errors",
 }
@@ -22,3 +24,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'whalepy' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
