@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
+from whalepy.program.capture_devices import with_device
 from whalepy.program.capture_export import check_arguments, export_freely
 from whalepy.program.capture_gradients import settle_gradients
 from whalepy.program.capture_inputs import BatchDim, batch_dims, flatten_inputs
@@ -25,6 +27,7 @@ from whalepy.program.capture_sizes import (
     line_that_fixed,
     violated,
 )
+from whalepy.program.capture_state import check_attributes
 from whalepy.program.capture_warnings import check_backwards, warnings_of
 from whalepy.program.capture_wrapper import CaptureWrapper, OutputTree, Wants, loss_call
 from whalepy.program.functionalise import functionalise
@@ -62,6 +65,11 @@ class Captured:
         """The model's output made of `results`, None standing for what is no tensor; the loss for wants="loss"."""
         return results[0] if self.output is None else self.output.unflatten(results)
 
+    def on(self, device: torch.device) -> Captured:
+        """The same graph for parameters and inputs on `device`: it creates its tensors there."""
+        known = next((place.value.device for place in self.placeholders if place.value is not None), None)
+        return self if known in (None, device) else replace(self, graph=with_device(self.graph, known, device))
+
     def bind(self, leaf_shapes: Sequence[tuple[int, ...] | None]) -> Bindings:
         """The value of every size symbol. BatchError: a shape that this capture does not serve."""
         return bind_sizes(self.inputs, leaf_shapes)
@@ -90,7 +98,7 @@ def capture(
     leaves, in_spec = flatten_inputs(model.forward, args, kwargs)
     dims = batch_dims(leaves, batch_dim)
     call = loss_call(loss_fn, args, kwargs)
-    check_arguments(model, *call.model_inputs(args, kwargs))
+    check_arguments(model, *call.model_inputs(args, kwargs), call.trailing + len(call.keywords))
     wrapper = CaptureWrapper(model, loss_fn, wants, [leaf.value for leaf in leaves], in_spec, call, dims)
     program = export_freely(wrapper, leaves, dims, training=training)
     seen = wrapper.seen
@@ -98,6 +106,7 @@ def capture(
     ties = ties_of(model)
     flat = inline(program.graph_module)
     placeholders = name_placeholders(flat, program, wrapper, leaves, ties)
+    check_attributes(seen.lost, {placeholder.name for placeholder in placeholders})
     functional = functionalise(flat)
     mutations = keep_mutations(functional, placeholders, seen.results, seen.assigned)
     flat = functional.graph
@@ -116,7 +125,7 @@ def capture(
         batch_inputs=dims,
         inputs=inputs,
         guards=guards_over(flat.graph, guards, inputs),
-        warnings=warnings_of(model, seen.checkpoint_places),
+        warnings=warnings_of(model, seen.checkpoint_places, seen.lost),
     )
 
 

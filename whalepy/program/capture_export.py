@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
+import warnings
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -16,9 +18,7 @@ from whalepy.errors import CaptureError, WhaleError
 from whalepy.primitives.recording import recording
 from whalepy.program.capture_inputs import Leaf, capture_rows, stand_ins
 from whalepy.program.capture_places import place_of_error
-from whalepy.program.capture_wrapper import CaptureWrapper
-
-_WHOLE = "or give capture=False and loss_weight= to train the model whole under one replicate level"
+from whalepy.program.capture_wrapper import TRAIN_WHOLE, CaptureWrapper, data_dependent
 
 
 def export_freely(
@@ -29,16 +29,19 @@ def export_freely(
     device = _device_of(model)
     taken = frozenset(size for parameter in model.parameters() for size in parameter.shape)
     rows = capture_rows(leaves, dims, taken)
-    with _mode(model, training), _attributes_kept(model), torch.enable_grad():
+    with _mode(model, training), _attributes_kept(model), torch.enable_grad(), _quiet():
         try:
             return _export(wrapper, stand_ins(leaves, dims, rows, device), device)
+        except WhaleError:
+            raise
         except Exception as error:
-            given = stand_ins(leaves, dims, None, device)
-            if rows is None or isinstance(error, (WhaleError, GuardOnDataDependentSymNode)):
+            if rows is None:
                 raise _explained(error) from error
         # The model may fix its number of rows; the check that batch dims came out free says so in better words.
         try:
-            return _export(wrapper, given, device)
+            return _export(wrapper, stand_ins(leaves, dims, None, device), device)
+        except WhaleError:
+            raise
         except Exception as error:
             raise _explained(error) from error
 
@@ -49,6 +52,28 @@ def _export(wrapper: CaptureWrapper, tensors: list[torch.Tensor], device: torch.
     default = torch.device(device) if device.type == "meta" else contextlib.nullcontext()
     with recording(), default:
         return torch.export.export(wrapper, (tensors,), strict=False, dynamic_shapes=(free,))
+
+
+_NOISY = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes")
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Without what torch logs about errors and sizes of 1, and warns about attributes: our errors say it."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The tensor attribute")
+        for logger in loggers:
+            logger.addFilter(_refuse)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_refuse)
+
+
+def _refuse(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -91,8 +116,8 @@ def _tensor_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
 
 
-def check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """CaptureError: the model's forward cannot be called like this."""
+def check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targets: int) -> None:
+    """CaptureError: the model's forward cannot be called like this, `targets` inputs having gone to loss_fn."""
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
@@ -101,22 +126,20 @@ def check_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         signature.bind(*args, **kwargs)
     except TypeError as error:
         name = type(model).__name__
+        without = f" without the {targets} which loss_fn takes" if targets else ""
         raise CaptureError(
-            f"{name}.forward cannot be called with the example inputs: {error}",
+            f"{name}.forward cannot be called with the example inputs{without}: {error}",
             fix=f"give what it takes: {name}{signature}",
         ) from error
 
 
-def _explained(error: Exception) -> WhaleError:
+def _explained(error: Exception) -> CaptureError:
     """`error` as a CaptureError with the user's line."""
-    if isinstance(error, WhaleError):
-        return error
-    at = place_of_error(error)
-    if isinstance(error, GuardOnDataDependentSymNode):
-        return CaptureError(
-            "the model takes a branch, or a size, that depends on the values in a tensor",
-            at=at,
-            fix=f"use torch.where or torch.cond, or take the value out of the graph; {_WHOLE}",
-        )
+    if isinstance(error, GuardOnDataDependentSymNode):  # one which torch meets after the forward
+        return data_dependent(error)
     reason = (str(error).strip() or repr(error)).splitlines()[0]
-    return CaptureError(f"the model cannot be captured: {type(error).__name__}: {reason}", at=at, fix=_WHOLE[3:])
+    return CaptureError(
+        f"the model cannot be captured: {type(error).__name__}: {reason}",
+        at=place_of_error(error),
+        fix=f"change that line, {TRAIN_WHOLE}",
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_placeholders import Placeholder
+from whalepy.program.capture_state import unregistered
 from whalepy.program.functionalise import Functional
 
 
@@ -30,6 +31,8 @@ def keep_mutations(
                 at=place,
                 fix="make it a buffer, or compute a new tensor from it",
             )
+        if placeholder.kind == "constant":
+            raise unregistered(placeholder.name, at=place)
         if placeholder.kind != "input" and placeholder.name not in assigned:
             kept.append(value)
             names.append(placeholder.name)

@@ -16,6 +16,8 @@ import torch
 from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
 
+from whalepy.errors import CaptureError
+
 PLACE_KEY = "whalepy_place"  # in node.meta["custom"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -23,6 +25,8 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _WHALEPY = str(Path(__file__).parents[1]) + os.sep
 _CHECKPOINT = os.path.join(_TORCH, "utils", "checkpoint.py")
 _LIBRARIES = (f"{os.sep}transformers{os.sep}",)
+
+_HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
 
 Frame = tuple[str, int]  # file and line
 
@@ -43,10 +47,18 @@ class PlaceRecorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond; there are no frames to walk
+            return func(*args, **(kwargs or {}))
         frames = list(self._frames())
         place = _place(frames)
         if place is None:
             return func(*args, **(kwargs or {}))
+        if func in _HOOKS:
+            raise CaptureError(
+                "the forward registers a gradient hook, which is lost in the capture",
+                at=place,
+                fix="make it part of the forward: a torch.library.custom_op with register_autograd",
+            )
         if any(file == _CHECKPOINT for file, _ in frames):
             self.checkpoints.add(place)
         with self._guards_noted(place), fx_traceback.annotate({PLACE_KEY: place}):

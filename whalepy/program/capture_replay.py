@@ -11,9 +11,11 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from whalepy.errors import CaptureError
 from whalepy.program.capture_aliases import Alias, fresh, share_memory, view
+from whalepy.program.capture_memory import may_view, near_writes
 from whalepy.program.capture_scatter import Emit, Step
-from whalepy.program.capture_schema import Op, writes
+from whalepy.program.capture_schema import Op
 from whalepy.program.capture_sizes import fake_mode_of
 
 aten = torch.ops.aten
@@ -29,7 +31,7 @@ class Replay:
     def __init__(self, module: fx.GraphModule) -> None:
         self.graph = fx.Graph()
         self.mode = fake_mode_of(module.graph)
-        self.tracking = any(writes(node) for node in module.graph.nodes)  # otherwise sharing memory has no effect
+        self.tracked = near_writes(module.graph)  # whether others share memory has no effect
         self.values: dict[fx.Node, Any] = {}  # an Alias, a list of such, or (sizes, submodules) a new node
 
     def copy(self, node: fx.Node) -> None:
@@ -68,7 +70,7 @@ class Replay:
         """The result `copy` as a view of the argument whose memory it lies in, or in memory of its own."""
         if not isinstance(fake, torch.Tensor):
             return copy
-        for path, parent in self._aliases_in(node.args) if self.tracking else ():
+        for path, parent in self._aliases_in(node.args) if node in self.tracked else ():
             if share_memory(fake, parent.fake):
                 return view(fake, copy, parent, replace(step, path=path))
         return fresh(fake, copy)
@@ -85,8 +87,17 @@ class Replay:
         """What the call returns in the replay, in the memory it would have."""
         value = node.meta.get("val")
         has_tensor = any(isinstance(item, torch.Tensor) for item in pytree.tree_leaves(value))
-        known = has_tensor and isinstance(node.target, Op) and not node.meta.get("unbacked_bindings")
-        return self.run_fake(node) if known and self.tracking else value
+        if not (has_tensor and isinstance(node.target, Op) and node in self.tracked):
+            return value
+        if not node.meta.get("unbacked_bindings"):
+            return self.run_fake(node)
+        if may_view(node.target):
+            raise CaptureError(
+                f"a view ({node.target}) whose size depends on values lies in memory that is written to",
+                at=node.meta.get("where"),
+                fix="write a pure form: a result instead of a write",
+            )
+        return value
 
     def run_fake(self, node: fx.Node) -> Any:
         """Runs the call of the old graph on the tensors of the replay."""

@@ -9,17 +9,18 @@ from torch import nn
 from whalepy.errors import CaptureError
 
 
-def warnings_of(model: nn.Module, checkpoint_places: Sequence[str]) -> tuple[str, ...]:
+def warnings_of(model: nn.Module, checkpoint_places: Sequence[str], lost: Sequence[str]) -> tuple[str, ...]:
     """Sentences on what the captured graph does not keep of the model."""
-    lost = "the captured graph does not keep it: give recompute= to compile"
+    dropped = "the captured graph does not keep it: give recompute= to compile"
     flagged = [
         name or "the model"
         for name, module in model.named_modules()
         if getattr(module, "gradient_checkpointing", False) is True
     ]
-    flags = [f"gradient checkpointing is on in {flagged[0]} ({len(flagged)} in all); {lost}"] if flagged else []
-    calls = [f"torch.utils.checkpoint runs {place}; {lost}" for place in checkpoint_places[: 0 if flagged else 1]]
-    return (*flags, *calls)
+    flags = [f"gradient checkpointing is on in {flagged[0]} ({len(flagged)} in all); {dropped}"] if flagged else []
+    calls = [f"torch.utils.checkpoint runs {place}; {dropped}" for place in checkpoint_places[: 0 if flagged else 1]]
+    assigned = [f"the forward assigns {name}: the graph keeps neither the new value nor what it read" for name in lost]
+    return (*flags, *calls, *assigned)
 
 
 def check_backwards(functions: Sequence[str]) -> None:

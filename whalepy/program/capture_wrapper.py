@@ -10,12 +10,16 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
-from whalepy.program.capture_places import PlaceRecorder
+from whalepy.program.capture_places import PlaceRecorder, place_of_error
+from whalepy.program.capture_state import assigned_attributes, assigned_buffers, state_of
 
 Wants = Literal["loss", "outputs"]
+
+TRAIN_WHOLE = "or give capture=False and loss_weight= to train the model whole, under one replicate level"
 
 _LOSS_FORMS = (
     "return the loss itself, an object with .loss, a mapping with 'loss', or a tuple whose first element is the loss;"
@@ -152,6 +156,7 @@ class Seen:
     output: OutputTree | None = None  # for wants="outputs"
     results: int = 0
     assigned: tuple[str, ...] = ()  # buffers which the forward assigned anew
+    lost: tuple[str, ...] = ()  # attributes which the forward assigned
     backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
     guard_places: dict[int, str] = field(default_factory=dict[int, str])  # position in shape_env.guards -> user's line
     checkpoint_places: tuple[str, ...] = ()  # user's lines that ran inside torch.utils.checkpoint, sorted
@@ -189,16 +194,20 @@ class CaptureWrapper(nn.Module):
         for position, tensor in zip(self.tensor_positions, leaves, strict=True):
             values[position] = tensor
         args, kwargs = pytree.tree_unflatten(values, self.spec)
-        before = dict(self.model.named_buffers())
+        before = state_of(self.model)
         recorder = PlaceRecorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
-        with recorder:
-            results = self._run(args, kwargs)
+        try:
+            with recorder:
+                results = self._run(args, kwargs)
+        except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
+            raise data_dependent(error) from error
+        after = state_of(self.model)
         self.seen.guard_places, self.seen.checkpoint_places = recorder.guards, tuple(sorted(recorder.checkpoints))
-        after = dict(self.model.named_buffers())
         self.seen.results = len(results)
-        self.seen.assigned = tuple(name for name in before if after.get(name) is not before[name])
+        self.seen.assigned = assigned_buffers(before, after)
+        self.seen.lost = assigned_attributes(before, after)
         self.seen.backward_functions = custom_backwards(results)
-        return (*results, *(after[name] for name in self.seen.assigned))
+        return (*results, *(after.buffers[name] for name in self.seen.assigned))
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         own_args, own_kwargs = self.call.model_inputs(args, kwargs)
@@ -210,6 +219,15 @@ class CaptureWrapper(nn.Module):
             return [find_loss(output)]
         targets, named_targets = self.call.targets(args, kwargs)
         return [check_loss(self.loss_fn(output, *targets, **named_targets), "what loss_fn returns")]
+
+
+def data_dependent(error: Exception) -> CaptureError:
+    """The error for a branch or a size that depends on values in a tensor."""
+    return CaptureError(
+        "the model takes a branch, or a size, that depends on the values in a tensor",
+        at=place_of_error(error),
+        fix=f"use torch.where or torch.cond; {TRAIN_WHOLE}",
+    )
 
 
 def _shape_env(leaves: Sequence[torch.Tensor]) -> Any:
@@ -229,5 +247,10 @@ def custom_backwards(results: Sequence[torch.Tensor]) -> tuple[str, ...]:
         if node is not None and node not in seen:
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)
-    kind = torch.autograd.function.BackwardCFunction
-    return tuple(sorted({type(node).__name__.removesuffix("Backward") for node in seen if isinstance(node, kind)}))
+    custom = [node for node in seen if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    functions = [getattr(type(node), "_forward_cls", type(node)) for node in custom]
+    return tuple(sorted({f.__name__ for f in functions if not f.__module__.startswith(_KEPT_BY_EXPORT)}))
+
+
+# The autograd of torch.cond and its like, and of torch.library.custom_op: their operators stay whole in the graph.
+_KEPT_BY_EXPORT = ("torch._higher_order_ops.", "torch._library.")

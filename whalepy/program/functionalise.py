@@ -13,6 +13,7 @@ from torch import fx
 from whalepy.errors import CaptureError
 from whalepy.program import functional_ops
 from whalepy.program.capture_aliases import Alias, fresh
+from whalepy.program.capture_memory import does_nothing
 from whalepy.program.capture_replay import Replay
 from whalepy.program.capture_scatter import Emit, Step, same_shape, sizes
 from whalepy.program.capture_schema import Op, by_name, call_of, pure_form, writes, writes_silently, written_names
@@ -58,7 +59,7 @@ def _visit(replay: Replay, node: fx.Node) -> list[Alias]:
         return []
     if node.op != "call_function":
         replay.copy(node)
-    elif _does_nothing(node):
+    elif does_nothing(node):
         replay.values[node] = replay.values[node.args[0]]  # pyright: ignore[reportArgumentType]
     elif writes_silently(node):
         return _write_statistics(replay, node)
@@ -67,21 +68,6 @@ def _visit(replay: Replay, node: fx.Node) -> list[Alias]:
     else:
         replay.read(node)
     return []
-
-
-def _does_nothing(node: fx.Node) -> bool:
-    if node.target is aten.alias.default:
-        return True
-    arguments: Any = node.args
-    return node.target in _DROPOUTS and (arguments[1] == 0 or not arguments[2])
-
-
-_DROPOUTS = (
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
-)
 
 
 def _finish(replay: Replay, module: fx.GraphModule, places: dict[int, str | None]) -> dict[str, str | None]:

@@ -98,10 +98,14 @@ def _pick(node: fx.Node, values: dict[fx.Node, Value]) -> Value | None:
 
 
 def _mark(copy: fx.Node, node: fx.Node, *, no_grad: bool) -> None:
-    custom = node.meta.get("custom") or {}
-    copy.meta["where"] = custom.get(PLACE_KEY) or place_of_stack(node.meta.get("stack_trace"))
-    copy.meta["scope"] = tuple(custom.get(SCOPE_KEY, ()))
+    copy.meta["where"] = _place_of(node)
+    copy.meta["scope"] = tuple((node.meta.get("custom") or {}).get(SCOPE_KEY, ()))
     copy.meta["no_grad"] = no_grad
+
+
+def _place_of(node: fx.Node) -> str | None:
+    custom = node.meta.get("custom") or {}
+    return custom.get(PLACE_KEY) or place_of_stack(node.meta.get("stack_trace"))
 
 
 def _grad_region(
@@ -147,11 +151,10 @@ def _autocast_region(
     _, _, enabled, _, region, *operands = node.args
     inner = _submodule(module, region)
     if enabled:
-        traces = (n.meta.get("stack_trace") for n in inner.graph.nodes)
         raise CaptureError(
             "autocast inside the model is not supported",
-            at=next(filter(None, map(place_of_stack, traces)), None),
-            fix="remove it and give precision= to compile",
+            at=next(filter(None, map(_place_of, inner.graph.nodes)), None),
+            fix="remove it, or cast there by hand: x.to(torch.bfloat16)",
         )
     entering = [values[operand] if isinstance(operand, fx.Node) else operand for operand in operands]
     return _copy_region(inner, graph, entering, no_grad=no_grad)
