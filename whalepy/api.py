@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from whalepy.errors import PlanError, WhaleError
+from whalepy.errors import AnnotationError, PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import match_ranks, report_this_rank, spec_from_reports
+from whalepy.planner.decide import Cut
 from whalepy.planner.plan import Plan, plan_of
+from whalepy.primitives import scopes_on
 from whalepy.program.analysis import Program
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
-from whalepy.runtime.arguments import Arguments, as_arguments
+from whalepy.runtime.arguments import Arguments, as_arguments, leaf_shapes
 from whalepy.runtime.build import (
     Analysed,
     Recipe,
@@ -26,12 +28,13 @@ from whalepy.runtime.build import (
     built,
     captured_program,
     fingerprint,
-    leaf_shapes,
 )
+from whalepy.runtime.captured import CapturedModel
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group, start_process_group
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
+from whalepy.runtime.whole import WholeModel
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
 MEASURE_SECONDS = 0.3
@@ -47,7 +50,7 @@ class Choices:
     plan: Plan | None = None
 
 
-def compile(  # noqa: A001
+def compile(
     model: nn.Module,
     cluster_spec: Cluster = None,
     example_inputs: Any = None,
@@ -76,18 +79,24 @@ def compile(  # noqa: A001
     `"2x4090 + 2x2080Ti"`; without it the ranks measure themselves. The model returns its loss, or `loss_fn(outputs,
     *targets)` makes it. Rank 0's initial values win.
 
-    Raises WhaleError, the same on every rank: AnnotationError, ClusterError, CaptureError, PlanError, VerificationError.
+    Raises WhaleError, the same on every rank: of annotation, cluster, capture, plan or verification.
     """
     _refuse_later(
         schedule=schedule, precision=precision, recompute=recompute, zero=zero or None, offload=offload,
-        sync_batchnorm=sync_batchnorm or None, rebalance=rebalance, loss_weight=loss_weight,
-        backend=None if backend == "eager" else backend, capture=None if capture else False,
+        sync_batchnorm=sync_batchnorm or None, rebalance=rebalance,
+        backend=None if backend == "eager" else backend, loss_weight=loss_weight if capture else None,
     )  # fmt: skip
     choices = _choices(microbatches, seed, plan)
     device = this_device()
     host = start_process_group(device)
     recipe = Recipe(model, loss_fn, batch_dim)
-    parallel = ParallelModel(recipe, device, host, partial(_plan_together, recipe, cluster_spec, choices, device, host))
+    if not capture:
+        whole = WholeModel(
+            recipe, device, host, partial(_share_rows, model, cluster_spec, choices, device, host), loss_weight
+        )
+        whole.start(None if example_inputs is None else as_arguments(example_inputs))
+        return whole
+    parallel = CapturedModel(recipe, device, host, partial(_plan_together, recipe, cluster_spec, choices, device, host))
     if example_inputs is not None:
         parallel.start(as_arguments(example_inputs))
     return parallel
@@ -113,7 +122,9 @@ def plan(
     if example_inputs is None:
         raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")
     recipe = Recipe(model, loss_fn, batch_dim)
-    spec = spec_from_reports([report_this_rank(this_device())]) if cluster_spec is None else ClusterSpec.load(cluster_spec)
+    spec = (
+        spec_from_reports([report_this_rank(this_device())]) if cluster_spec is None else ClusterSpec.load(cluster_spec)
+    )
     _, program = _captured(recipe, as_arguments(example_inputs))
     ranks = tuple(range(len(spec.devices)))
     made, _ = _planned(program, spec, ranks, _choices(microbatches, seed, None))
@@ -180,6 +191,39 @@ def _plan_together(
     return state["plan"], state["main"]
 
 
+def _share_rows(model: nn.Module, cluster: Cluster, choices: Choices, device: torch.device, host: Group) -> Plan:
+    """A plan of one replicate level over all ranks, for a model that is trained whole."""
+    reports = gather_objects(host, report_this_rank(device, measure_seconds=0.0 if cluster else MEASURE_SECONDS))
+    spec = spec_from_reports(reports) if cluster is None else ClusterSpec.load(cluster)
+    placed = match_ranks(spec, reports)
+    weights = _whole_shares(model, host.size) or tuple(spec.speeds())
+    return Plan(
+        mesh=(host.size,),
+        cuts=(Cut(0, weights),),
+        row_cuts=(0,),
+        orders={},
+        speeds=tuple(spec.speeds()),
+        device_types=tuple(d.type for d in spec.devices),
+        rank_of=tuple(placed.index(d) for d in range(len(placed))),
+        seed=choices.seed,
+        notes=("the model is not captured: every rank runs it whole on its rows",),
+    )
+
+
+def _whole_shares(model: nn.Module, ranks: int) -> tuple[float, ...] | None:
+    """Shares of the one replicate scope that an uncaptured model may have."""
+    chains = scopes_on(model)
+    for path, chain in chains.items():
+        if path or len(chain) != 1 or chain[0].kind != "replicate" or chain[0].degree not in (None, ranks):
+            raise AnnotationError(
+                f"capture=False trains the whole model under one replicate level of {ranks} devices",
+                at=chain[0].at,
+                fix=f"annotate with {{'': whalepy.replicate({ranks})}} or not at all",
+            )
+        return chain[0].shares
+    return None
+
+
 def _captured(recipe: Recipe, example: Arguments) -> tuple[tuple[str, ...], Program]:
     captured = captured_program(recipe, *example, training=True, wants="loss")
     program = analysed(captured, leaf_shapes(example))
@@ -199,9 +243,7 @@ def _compare(host: Group, lines: tuple[str, ...]) -> None:
             )
 
 
-def _planned(
-    program: Program, spec: ClusterSpec, placed: Sequence[int], choices: Choices
-) -> tuple[Plan, Analysed]:
+def _planned(program: Program, spec: ClusterSpec, placed: Sequence[int], choices: Choices) -> tuple[Plan, Analysed]:
     """The plan for ranks placed on the devices of a cluster, and the program it stands for."""
     given = choices.plan
     speeds = spec.speeds() if given is None else given.speeds

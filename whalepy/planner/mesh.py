@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 from whalepy.errors import AnnotationError, PlanError
@@ -17,7 +17,7 @@ Part = tuple[Primitive | None, int]
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices as a grid: one level per dim, outermost first; device i stands at the i-th coordinate in row-major order."""
+    """Devices as a grid: one level per dim, outermost first; devices stand in row-major order."""
 
     sizes: tuple[int, ...]
     owners: dict[Chain, tuple[Primitive | None, ...]]
@@ -44,18 +44,18 @@ def arrange(chains: Iterable[Chain], devices: int) -> Mesh:
     distinct = sorted({(), *chains}, key=lambda chain: [p.id for p in chain])
     parts = {chain: _parts(chain, distinct, devices) for chain in distinct}
     edges = sorted({edge for ordered in parts.values() for edge in _edges(ordered)} | {1, devices})
-    for inner, outer in zip(edges, edges[1:], strict=False):
+    for inner, outer in pairwise(edges):
         if outer % inner:
             raise PlanError(
                 f"scopes that share {devices} devices cut them into {inner} and into {outer} groups",
                 fix="choose degrees of which one divides the other",
             )
-    sizes = tuple(outer // inner for inner, outer in zip(edges, edges[1:], strict=False)) or (1,)
+    sizes = tuple(outer // inner for inner, outer in pairwise(edges)) or (1,)
     return Mesh(sizes, {chain: _owners(ordered, sizes) for chain, ordered in parts.items()})
 
 
 def _parts(chain: Chain, chains: Sequence[Chain], devices: int) -> list[Part]:
-    """The chain's primitives and the implicit replicates between them, outermost first; degrees multiply to `devices`."""
+    """The chain's primitives and the implicit replicates between them; degrees multiply to `devices`."""
     ordered: list[Part] = []
     left = devices
     for depth in range(len(chain)):

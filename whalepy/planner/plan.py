@@ -99,7 +99,9 @@ class Plan:
                 notes=tuple(data["notes"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise PlanError(f"the plan cannot be read: {error}", fix="save it again with --save or to_json()") from error
+            raise PlanError(
+                f"the plan cannot be read: {error}", fix="save it again with --save or to_json()"
+            ) from error
 
     def __str__(self) -> str:
         """Levels, shares and devices, a line each."""

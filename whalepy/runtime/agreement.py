@@ -1,4 +1,4 @@
-"""The small host-side agreement that begins every step: if any rank is wrong, all raise the same error and none hangs."""
+"""The small host-side agreement that begins every step: if any rank is wrong, all raise one error and none hangs."""
 
 from __future__ import annotations
 

@@ -35,6 +35,11 @@ def leaf_names(arguments: Arguments) -> tuple[str, ...]:
     return tuple(("kwargs" if path[0].idx == 1 else "args") + pytree.keystr(path[1:]) for path, _ in paths)
 
 
+def leaf_shapes(arguments: Any) -> list[Shape]:
+    """Shapes of the flattened arguments; None for what is no tensor."""
+    return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in pytree.tree_leaves(arguments)]
+
+
 def constants_of(leaves: Sequence[Any]) -> tuple[str, ...]:
     """What is no tensor is part of the program: its text, per leaf; tensors by their dtype."""
     return tuple(str(leaf.dtype) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves)

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from whalepy.errors import AnnotationError
 from whalepy.planner.decide import Decisions, Orders, Subject, decide
@@ -53,9 +51,8 @@ def captured_program(
     recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, wants: Wants
 ) -> Captured:
     """The canonical captured graph for arguments like these (their values do not matter)."""
-    loss_fn = recipe.loss_fn if wants == "loss" else None
     captured = capture(
-        recipe.model, args, kwargs, loss_fn=loss_fn, batch_dim=recipe.batch_dim, training=training, wants=wants
+        recipe.model, args, kwargs, loss_fn=recipe.loss_fn, batch_dim=recipe.batch_dim, training=training, wants=wants
     )
     canonicalise(captured.graph)
     return captured
@@ -109,11 +106,6 @@ def _refuse_later_primitives(program: Program) -> None:
                 )
 
 
-def leaf_shapes(arguments: Any) -> list[tuple[int, ...] | None]:
-    """Shapes of the flattened arguments; None for what is no tensor."""
-    return [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in pytree.tree_leaves(arguments)]
-
-
 def subject_of(program: Program, base: tuple[Chain, ...] = ()) -> Subject:
     """What the planner sees of a program; `base` are the chains of the training program, for another one."""
     axes = program.axes
@@ -128,9 +120,7 @@ def subject_of(program: Program, base: tuple[Chain, ...] = ()) -> Subject:
         leaf_of,
         lambda axis: hint(axes.size(axis), program.hints),
     )
-    names = {
-        i: program.placeholder(i).name for i, op in enumerate(program.operators) if op.kind == "parameter"
-    }
+    names = {i: program.placeholder(i).name for i, op in enumerate(program.operators) if op.kind == "parameter"}
     return Subject(
         operators=operators,
         chains=tuple(_chain(op.scope) for op in program.operators),

@@ -134,7 +134,7 @@ class Extents:
         return sum(self.sizes.rows.values()) if term.batch else self.value(term.axis_size if term.chain else term.size)
 
     def _lengths(self, term: Term, k: int, length: int) -> tuple[int, ...]:
-        level, index = term.chain[k]
+        _, index = term.chain[k]
         if term.batch and self._cuts_rows(term, k):
             return self._row_lengths(term, k)
         cut = self.grid.cuts[index]

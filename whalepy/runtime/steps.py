@@ -51,7 +51,8 @@ class StepProgram:
         `tensors` holds parameters, buffers and constants by name, `inputs` the leaves of the step's arguments.
         """
         leading = [
-            inputs[place.leaf] if place.leaf is not None else tensors[place.name] for place in self.captured.placeholders
+            inputs[place.leaf] if place.leaf is not None else tensors[place.name]
+            for place in self.captured.placeholders
         ]
         return self.rewritten.graph(*leading, *self.arguments(sizes, step, microbatch))
 

@@ -12,7 +12,7 @@ from torch import nn
 from whalepy.planner.decide import Decisions
 from whalepy.program.analysis import Program
 from whalepy.program.layout import Layout
-from whalepy.rewrite.terms import moves
+from whalepy.rewrite.terms import moves, terms_of
 from whalepy.runtime.bridge import Move
 from whalepy.runtime.extents import Binder, Extents, StepSizes
 from whalepy.runtime.groups import Group
@@ -74,14 +74,8 @@ def store(program: Program, decisions: Decisions, binder: Binder, name: str, ope
     def between(source: Layout, target: Layout) -> tuple[Move, ...]:
         return tuple(binder.move(binding, extents) for _, binding in moves(program, key, source, target))
 
-    shape = tuple(extents.dim_size(dim) for dim in _whole_terms(program, key, whole))
+    shape = tuple(extents.dim_size(dim) for dim in terms_of(program, key, whole))
     return Stored(name, shape, between(whole, stored), between(stored, read))
-
-
-def _whole_terms(program: Program, key: tuple[int, int], whole: Layout):  # noqa: ANN202
-    from whalepy.rewrite.terms import terms_of
-
-    return terms_of(program, key, whole)
 
 
 def reduce_gradients(
@@ -150,3 +144,15 @@ def broadcast(host: Group, value: torch.Tensor) -> torch.Tensor:
         value = value.detach().clone().contiguous()
         dist.broadcast(value, src=0)
     return value
+
+
+def reduce_over(
+    group: Group, gradients: Sequence[torch.Tensor | None], parameters: Sequence[nn.Parameter]
+) -> list[torch.Tensor | None]:
+    """Sums over one level of gradients that some ranks may lack; None where no rank has one. Collective."""
+    present = torch.tensor([g is not None for g in gradients], dtype=torch.int64, device=parameters[0].device)
+    anywhere = convert(present, "P", "R", group).tolist() if group.size > 1 else present.tolist()
+    return [
+        convert(torch.zeros_like(p) if g is None else g, "P", "R", group) if here else None
+        for g, p, here in zip(gradients, parameters, anywhere, strict=True)
+    ]
