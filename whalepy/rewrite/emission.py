@@ -18,6 +18,7 @@ from whalepy.program.axes import Size, as_size
 from whalepy.program.call import Call, is_tensor
 from whalepy.program.layout import Layout, Mode, operand_type, result_type
 from whalepy.program.rule_table import RANDOM
+from whalepy.program.rules_shape import CREATES, CREATES_LIKE, RESHAPES
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import First, GlobalSize, Reducer, Start, Stream
 
@@ -47,8 +48,8 @@ def _is_random(target: str, node: fx.Node) -> bool:
 def _seed(rewriter: Rewriter, i: int, new: fx.Node, modes: tuple[Mode, ...]) -> None:
     levels = tuple(level for level, mode in enumerate(modes) if mode.kind == "S")
     stream = rewriter.bind(Stream(i, levels))
-    new.args = (stream, new.target, *new.args)
-    new.target = kernels.seeded
+    new.args = (stream, *new.args)
+    new.target = kernels.Seeded(new.target)
 
 
 def _emit_same(rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]) -> fx.Node:
@@ -112,6 +113,8 @@ def result_layout(rewriter: Rewriter, i: int, modes: tuple[Mode, ...], r: int = 
 def _emit_reshape(
     rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
 ) -> fx.Node:
+    if node.target is torch.ops.aten.view.dtype:
+        return _emit_same(rewriter, i, node, operands, modes)
     shape = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))
     return rewriter.graph.call_function(torch.ops.aten.reshape.default, (operands[0], shape))
 
@@ -138,16 +141,87 @@ def _emit_arange(
     return rewriter.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
 
 
+def _emit_guarded(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """An operator that torch cannot run on empty operands, which a shard may be."""
+    new = _emit_same(rewriter, i, node, operands, modes)
+    if any(mode.kind == "S" for mode in modes):
+        shapes = [
+            (rewriter.local_shape(i, r, result_layout(rewriter, i, modes, r)), result.dtype)
+            for r, result in enumerate(Call(node).results)
+        ]
+        new.args = (shapes, new.target, *new.args)
+        new.target = kernels.guarded
+    return new
+
+
+def _emit_convolution(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """Itself where no channel is cut; else with the groups and the empty case of this device."""
+    new = _emit_same(rewriter, i, node, operands, modes)
+    if not any(mode.option is not None and mode.option.inputs[1] is not None for mode in modes):
+        return new
+    names = [argument.name for argument in _schema_arguments(node)]
+    arguments = Call(node).arguments
+    given = [new.kwargs.get(name, arguments[name]) for name in names[len(new.args) :]]
+    shape = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))
+    groups_at = names.index("groups") - 3 if arguments["groups"] != 1 else None
+    new.args, new.kwargs = (shape, groups_at, new.target, *new.args, *given), {}
+    new.target = kernels.convolution
+    return new
+
+
+def _emit_repeat_interleave(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """Without the size of the result, which is only a hint."""
+    new = _emit_same(rewriter, i, node, operands, modes)
+    new.kwargs = {name: value for name, value in new.kwargs.items() if name != "output_size"}
+    return new
+
+
+def _emit_affine_grid(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """The size argument is that of an image, of which the result has the rows."""
+    new = _emit_same(rewriter, i, node, operands, modes)
+    theta, size, *rest = new.args
+    rows = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))[0]
+    new.args = (theta, [rows, *size[1:]], *rest)  # type: ignore[index]
+    return new
+
+
+GUARDED = (
+    *("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "pad", "reflection_pad1d"),
+    *("reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d"),
+    *("batch_norm", "instance_norm", "group_norm", "_weight_norm", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+    *("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "affine_grid_generator", "im2col", "col2im"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d"),
+    *("upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d"),
+    *("_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "channel_shuffle"),
+    *("pixel_shuffle", "pixel_unshuffle"),
+)
+"""Operators that torch does not run on empty operands."""
+CONVOLUTIONS = (
+    *("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+)
+
 SHAPED: dict[str, Emit] = {
-    **dict.fromkeys(
-        ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten"), _emit_reshape
-    ),
-    **dict.fromkeys(("aten.squeeze", "aten.unsqueeze", "aten.view_as", "aten.reshape_as", "aten.ravel"), _emit_reshape),
+    **dict.fromkeys((*RESHAPES, "aten.view_as", "aten.reshape_as"), _emit_reshape),
     **dict.fromkeys(("aten.expand", "aten.broadcast_to", "aten.expand_as"), _emit_expand),
     **dict.fromkeys(("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split"), _emit_split),
-    **dict.fromkeys(("aten.full", "aten.zeros", "aten.ones", "aten.empty", "aten.rand", "aten.randn"), _emit_sized(0)),
-    **dict.fromkeys(("aten.new_full", "aten.new_zeros", "aten.new_ones", "aten.new_empty"), _emit_sized(1)),
+    **dict.fromkeys(("aten.unsafe_split", "aten.unsafe_split_with_sizes", "aten.unsafe_chunk"), _emit_split),
+    **dict.fromkeys(CREATES, _emit_sized(0)),
+    **dict.fromkeys(CREATES_LIKE, _emit_sized(1)),
     **dict.fromkeys(tuple(_SIZED_BY_SCALAR), _emit_arange),
+    **{f"aten.{name}": _emit_guarded for name in GUARDED},
+    **{f"aten.{name}": _emit_convolution for name in CONVOLUTIONS},
+    "aten.repeat_interleave": _emit_repeat_interleave,
+    "aten.affine_grid_generator": _emit_affine_grid,
 }
 
 
@@ -228,7 +302,7 @@ def _emit_batch_statistics(
     total = whole if isinstance(whole, int) else rewriter.bind(GlobalSize(whole, True))
     args, kwargs = _with_operands(rewriter, node, operands)
     return rewriter.graph.call_function(
-        kernels.batch_statistics, (node.target, args[0], rows, total, *args[1:]), kwargs
+        kernels.batch_statistics, (args[0], rows, total, *args[1:]), kwargs
     )
 
 

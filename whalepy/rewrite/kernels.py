@@ -1,12 +1,16 @@
-"""Local kernels that stand in for an operator when one of its factors is sharded. Plain torch; no process group here."""
+"""Local kernels that stand in for an operator when one of its factors is sharded: plain torch, no process group."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+
+from whalepy.program.functional_ops import batch_norm
 
 
 class Reduce(Protocol):
@@ -60,12 +64,21 @@ def global_mean(
     return total / count
 
 
-def seeded(stream: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The result of a random operator drawn from its own stream; the default generators are left as they were."""
-    cuda = [a.device for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(stream)
-        return function(*args, **kwargs)
+@dataclass(frozen=True)
+class Seeded:
+    """A random operator drawn from its own stream; the default generators are left as they were."""
+
+    op: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        return f"seeded_{getattr(self.op, '__name__', 'op').replace('.', '_')}"
+
+    def __call__(self, stream: int, *args: Any, **kwargs: Any) -> Any:
+        cuda = [a.device for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda"][:1]
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(stream)
+            return self.op(*args, **kwargs)
 
 
 def class_parallel(
@@ -110,13 +123,11 @@ class _ClassParallelCrossEntropy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None
 
 
-def batch_statistics(
-    normalise: Callable[..., tuple[torch.Tensor, ...]], x: torch.Tensor, rows: int, total: int, *rest: Any
-) -> tuple[torch.Tensor, ...]:
+def batch_statistics(x: torch.Tensor, rows: int, total: int, *rest: Any) -> tuple[torch.Tensor, ...]:
     """Batch norm by this device's rows; new running statistics weighted by its share of the rows (partial sums)."""
     if x.shape[0] == 0:
         weight = rest[0]
         y = x if weight is None else x * weight.view(1, -1, *[1] * (x.ndim - 2))
         return y, *(statistic.new_zeros(statistic.shape) for statistic in rest[2:4])
-    y, *statistics = normalise(x, *rest)
+    y, *statistics = batch_norm(x, *rest)
     return y, *(statistic * (rows / total) for statistic in statistics)
