@@ -81,6 +81,53 @@ class Seeded:
             return self.op(*args, **kwargs)
 
 
+def guarded(
+    results: Sequence[tuple[Sequence[int], torch.dtype]], function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """The operator, or zeros of its results' shapes where an operand is empty: many torch kernels fail on those.
+
+    The zeros hang on every operand, so that the backward pass goes the same way on all devices.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    if all(tensor.numel() for tensor in tensors):
+        return function(*args, **kwargs)
+    nothing = _nothing(tensors)
+    made = [_zeros(tensors[0], shape, dtype, nothing) for shape, dtype in results]
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+def _nothing(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Zero, with a gradient path of zeros to each tensor."""
+    return sum((t.flatten()[:0].sum() for t in tensors if t.requires_grad), tensors[0].new_zeros(()))
+
+
+def _zeros(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, nothing: torch.Tensor) -> torch.Tensor:
+    zeros = like.new_zeros(list(shape), dtype=dtype)
+    return zeros + nothing.to(dtype) if dtype.is_floating_point else zeros
+
+
+def convolution(
+    shape: Sequence[int],
+    groups_at: int | None,
+    function: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *rest: Any,
+) -> torch.Tensor:
+    """A convolution of this device's channels; with `groups_at`, of its groups: that argument of `rest` is set to them.
+
+    Without channels it is the bias alone, in the shape of the result.
+    """
+    if groups_at is not None:
+        channels = x.shape[x.ndim - weight.ndim + 1]
+        rest = (*rest[:groups_at], channels // max(weight.shape[1], 1), *rest[groups_at + 1 :])
+    if x.numel() and weight.numel():
+        return function(x, weight, bias, *rest)
+    empty = _zeros(x, shape, x.dtype, _nothing([x, weight]))
+    return empty if bias is None else empty + bias.view(-1, *[1] * (weight.ndim - 2))
+
+
 def class_parallel(
     logits: torch.Tensor, target: torch.Tensor, ignore_index: int, start: int, reduce: Reduce
 ) -> torch.Tensor:
