@@ -147,12 +147,10 @@ def _emit_guarded(
     """An operator that torch cannot run on empty operands, which a shard may be."""
     new = _emit_same(rewriter, i, node, operands, modes)
     if any(mode.kind == "S" for mode in modes):
-        shapes = [
-            (rewriter.local_shape(i, r, result_layout(rewriter, i, modes, r)), result.dtype)
-            for r, result in enumerate(Call(node).results)
-        ]
-        new.args = (shapes, new.target, *new.args)
-        new.target = kernels.guarded
+        results = Call(node).results
+        shapes = [rewriter.local_shape(i, r, result_layout(rewriter, i, modes, r)) for r in range(len(results))]
+        new.args = (shapes, *new.args)
+        new.target = kernels.Guarded(new.target, tuple(result.dtype for result in results))  # type: ignore[arg-type]
     return new
 
 
@@ -168,8 +166,8 @@ def _emit_convolution(
     given = [new.kwargs.get(name, arguments[name]) for name in names[len(new.args) :]]
     shape = rewriter.local_shape(i, 0, result_layout(rewriter, i, modes))
     groups_at = names.index("groups") - 3 if arguments["groups"] != 1 else None
-    new.args, new.kwargs = (shape, groups_at, new.target, *new.args, *given), {}
-    new.target = kernels.convolution
+    new.args, new.kwargs = (shape, *new.args, *given), {}
+    new.target = kernels.Convolution(new.target, groups_at)  # type: ignore[arg-type]
     return new
 
 

@@ -72,7 +72,7 @@ class Seeded:
 
     @property
     def __name__(self) -> str:
-        return f"seeded_{getattr(self.op, '__name__', 'op').replace('.', '_')}"
+        return _name_of("seeded", self.op)
 
     def __call__(self, stream: int, *args: Any, **kwargs: Any) -> Any:
         cuda = [a.device for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda"][:1]
@@ -81,19 +81,32 @@ class Seeded:
             return self.op(*args, **kwargs)
 
 
-def guarded(
-    results: Sequence[tuple[Sequence[int], torch.dtype]], function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """The operator, or zeros of its results' shapes where an operand is empty: many torch kernels fail on those.
+@dataclass(frozen=True)
+class Guarded:
+    """An operator, or zeros of its results' shapes where an operand is empty: many torch kernels fail on those.
 
     The zeros hang on every operand, so that the backward pass goes the same way on all devices.
     """
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    if all(tensor.numel() for tensor in tensors):
-        return function(*args, **kwargs)
-    nothing = _nothing(tensors)
-    made = [_zeros(tensors[0], shape, dtype, nothing) for shape, dtype in results]
-    return made[0] if len(made) == 1 else tuple(made)
+
+    op: Callable[..., Any]
+    dtypes: tuple[torch.dtype, ...]
+    """Of the results."""
+
+    @property
+    def __name__(self) -> str:
+        return _name_of("guarded", self.op)
+
+    def __call__(self, shapes: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if all(tensor.numel() for tensor in tensors):
+            return self.op(*args, **kwargs)
+        nothing = _nothing(tensors)
+        made = [_zeros(tensors[0], s, dtype, nothing) for s, dtype in zip(shapes, self.dtypes, strict=True)]
+        return made[0] if len(made) == 1 else tuple(made)
+
+
+def _name_of(kind: str, op: Callable[..., Any]) -> str:
+    return f"{kind}_{getattr(op, '__name__', 'op').replace('.', '_')}"
 
 
 def _nothing(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -106,26 +119,31 @@ def _zeros(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, nothing
     return zeros + nothing.to(dtype) if dtype.is_floating_point else zeros
 
 
-def convolution(
-    shape: Sequence[int],
-    groups_at: int | None,
-    function: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *rest: Any,
-) -> torch.Tensor:
-    """A convolution of this device's channels; with `groups_at`, of its groups: that argument of `rest` is set to them.
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of this device's channels. Without channels it is the bias alone, in the shape of the result."""
 
-    Without channels it is the bias alone, in the shape of the result.
-    """
-    if groups_at is not None:
-        channels = x.shape[x.ndim - weight.ndim + 1]
-        rest = (*rest[:groups_at], channels // max(weight.shape[1], 1), *rest[groups_at + 1 :])
-    if x.numel() and weight.numel():
-        return function(x, weight, bias, *rest)
-    empty = _zeros(x, shape, x.dtype, _nothing([x, weight]))
-    return empty if bias is None else empty + bias.view(-1, *[1] * (weight.ndim - 2))
+    op: Callable[..., torch.Tensor]
+    groups_at: int | None
+    """Which argument after the bias is the number of groups, to be replaced by this device's; None for one group."""
+
+    @property
+    def __name__(self) -> str:
+        return _name_of("local", self.op)
+
+    def __call__(
+        self, shape: Sequence[int], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any
+    ) -> torch.Tensor:
+        if x.numel() and weight.numel():
+            return self.op(x, weight, bias, *self._local(x, weight, rest))
+        empty = _zeros(x, shape, x.dtype, _nothing([x, weight]))
+        return empty if bias is None else empty + bias.view(-1, *[1] * (weight.ndim - 2))
+
+    def _local(self, x: torch.Tensor, weight: torch.Tensor, rest: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.groups_at is None:
+            return rest
+        groups = x.shape[x.ndim - weight.ndim + 1] // weight.shape[1]
+        return (*rest[: self.groups_at], groups, *rest[self.groups_at + 1 :])
 
 
 def class_parallel(
