@@ -207,7 +207,7 @@ class ParallelModel(nn.Module, ABC):
             raise WhaleError(f"the state does not fit the model: missing {missing}, unexpected {extra}")
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         with torch.no_grad():
-            for key in expected - set(self._ties):
+            for key in sorted(expected - set(self._ties)):  # one order on all ranks: each key is a broadcast
                 whole = broadcast(self._placement.host, state[key].to(self._placement.device, own[key].dtype))
                 entry = self._stored.get(key)
                 own[key].copy_(whole if entry is None else entry.box(whole))
