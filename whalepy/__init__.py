@@ -15,6 +15,8 @@ _WHERE = {
     "plan": "whalepy.api",
     "ParallelModel": "whalepy.runtime.parallel",
     "Plan": "whalepy.planner.plan",
+    "rule": "whalepy.program.user_rules",
+    "check_rule": "whalepy.runtime.check_rule",
     "ClusterSpec": "whalepy.hardware.cluster",
     "WhaleError": "whalepy.errors",
 }

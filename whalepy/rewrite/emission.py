@@ -42,7 +42,12 @@ def emit(rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], mod
 
 
 def _is_random(target: str, node: fx.Node) -> bool:
-    return target in RANDOM or (target == "aten.scaled_dot_product_attention" and bool(Call(node)["dropout_p"]))
+    """Whether this call draws random numbers; flags can say that an operator that may does not."""
+    call = Call(node)
+    if target == "aten.scaled_dot_product_attention":
+        return bool(call["dropout_p"])
+    quiet = any(flag in call.arguments and not call[flag] for flag in ("train", "training", "dropout"))
+    return target in RANDOM and not quiet
 
 
 def _seed(rewriter: Rewriter, i: int, new: fx.Node, modes: tuple[Mode, ...]) -> None:
@@ -299,9 +304,7 @@ def _emit_batch_statistics(
     whole = as_size(node.meta["val"][0].shape[0])
     total = whole if isinstance(whole, int) else rewriter.bind(GlobalSize(whole, True))
     args, kwargs = _with_operands(rewriter, node, operands)
-    return rewriter.graph.call_function(
-        kernels.batch_statistics, (args[0], rows, total, *args[1:]), kwargs
-    )
+    return rewriter.graph.call_function(kernels.batch_statistics, (args[0], rows, total, *args[1:]), kwargs)
 
 
 def _emit_first_only(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from whalepy.errors import WhaleError
 from whalepy.planner.levels import STACKABLE
-from whalepy.program.call import Call
+from whalepy.program.call import Call, results
 from whalepy.program.layout import Mode, Sharded
 from whalepy.program.options import Option
 from whalepy.program.rule_table import rule_of
@@ -61,11 +62,26 @@ def check_call(
             f"{one.operator.target} has no rule that fits these arguments: it runs replicated",
             fix='register one: whalepy.rule("lib::op", "operands -> results")',
         )
+    _refuse_unequal(one, rule)
     for mode, what in trials(one, rule):
         for weights in shares:
             if mode.option is None or fits(one, mode.option, weights):
                 refuse_difference(Trial(one, (weights,), (mode,)), rule, what)
     return tuple(dict.fromkeys(letter_of(rule, option) for option in one.operator.options))
+
+
+def _refuse_unequal(one: OneOperator, rule: Rule) -> None:
+    """Raises WhaleError where one letter stands for dims of different sizes."""
+    axes = one.program.axes
+    for node, values in zip(one.program.nodes, one.program.dims, strict=True):
+        for tensor, dims in zip(results(node), values, strict=True):
+            sizes = [prod(int(axes.size(leaf)) for leaf in axes.leaves(dim)) for dim in dims]
+            if sizes != list(tensor.shape):
+                raise WhaleError(
+                    f"the rule {str(rule)!r} of {one.operator.target} is wrong: it gives one letter to dims of "
+                    f"different sizes: a value of shape {list(tensor.shape)} would be {sizes}",
+                    fix="give dims that are different axes different letters, or _",
+                )
 
 
 def _with_gradients(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -91,11 +107,9 @@ def trials(one: OneOperator, rule: Rule) -> Iterator[tuple[Mode, str]]:
 def letter_of(rule: Rule, option: Option) -> str:
     """The factor of the rule that an option cuts."""
     sides = zip((*rule.inputs, *rule.outputs), (*option.inputs, *option.outputs), strict=True)
-    for tokens, place in sides:
-        if place is not None:
-            token = tokens[place.dim]
-            return token if isinstance(token, str) else " ".join(token)
-    return "?"
+    tokens = [entry[place.dim] for entry, place in sides if place is not None]
+    plain = [token for token in tokens if isinstance(token, str)]
+    return plain[0] if plain else " ".join(tokens[0])
 
 
 def fits(one: OneOperator, option: Option, weights: Sequence[float]) -> bool:
@@ -277,16 +291,6 @@ def _leaf(value: Tensor, operand_grad: Sequence[bool], trial: Trial, k: int) -> 
 
 def _incoming(trial: Trial, r: int, at: tuple[int, ...] | None) -> Tensor:
     key = trial.one.outputs[r]
-    whole = results_of(trial.one)[r]
+    whole = results(trial.one.program.nodes[key[0]])[key[1]]
     seed = torch.randn(whole.shape, generator=torch.Generator().manual_seed(r), dtype=torch.float64).to(whole.dtype)
     return seed if at is None else trial.distribute(seed, key, gradients_of(trial.result_layout(key[1])))[at]
-
-
-def results_of(one: OneOperator) -> list[Any]:
-    """Fake results of the call, as the outputs of its graph."""
-    return [
-        one.program.nodes[i].meta["val"]
-        if isinstance(one.program.nodes[i].meta["val"], Tensor)
-        else [v for v in one.program.nodes[i].meta["val"] if isinstance(v, Tensor)][r]
-        for i, r in one.outputs
-    ]
