@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from whalepy.errors import PlanError
@@ -76,6 +77,10 @@ class Plan:
             "notes": self.notes,
         }
         return json.dumps(data, indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json()` to a file that `compile(..., plan=path)` loads."""
+        Path(path).write_text(self.to_json() + "\n")
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

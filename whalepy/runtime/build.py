@@ -31,6 +31,7 @@ class Recipe:
     model: nn.Module
     loss_fn: Callable[..., Any] | None = None
     batch_dim: Any = 0
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,20 @@ def captured_program(
     return captured
 
 
-def analysed(captured: Captured, shapes: list[tuple[int, ...] | None]) -> Program:
+def analysed(captured: Captured, shapes: list[tuple[int, ...] | None], *, sync_batchnorm: bool = False) -> Program:
     """The axes and operators of a captured graph, costed for inputs of these shapes."""
     program = analyse(captured, captured.bind(shapes))
     _refuse_later_primitives(program)
-    return program
+    return _with_whole_statistics(program) if sync_batchnorm else program
+
+
+def _with_whole_statistics(program: Program) -> Program:
+    """Batch statistics over all rows: no operator that takes them is cut by rows."""
+    operators = tuple(
+        replace(op, options=tuple(way for way in op.options if way.kernel != "batch_statistics"))
+        for op in program.operators
+    )
+    return replace(program, operators=operators)
 
 
 def built(
@@ -91,7 +101,9 @@ def built(
 
 def reanalysed(program: Program, captured: Captured) -> Program:
     """The analysis of a part of a program, at the same sizes."""
-    return analyse(captured, program.hints)
+    synchronised = not any(way.kernel == "batch_statistics" for op in program.operators for way in op.options)
+    made = analyse(captured, program.hints)
+    return _with_whole_statistics(made) if synchronised else made
 
 
 def _refuse_later_primitives(program: Program) -> None:

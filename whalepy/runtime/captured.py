@@ -75,7 +75,7 @@ class CapturedModel(ParallelModel):
         captured = captured_program(recipe, *example, training=training, wants=wants)
         plan = self.plan
         made, _ = built(
-            analysed(captured, leaf_shapes(example)),
+            analysed(captured, leaf_shapes(example), sync_batchnorm=recipe.sync_batchnorm),
             plan.speeds,
             plan.orders,
             base=self._chains,
