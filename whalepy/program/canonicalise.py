@@ -6,7 +6,9 @@ After:   cross_entropy(x, t, reduction=sum) / (t != ignore_index).sum()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ def canonicalise(module: fx.GraphModule) -> fx.GraphModule:
     """The same computation in fewer forms, changed in place."""
     graph = module.graph
     build = _Builder(graph)
+    _slices_to_splits(graph, build)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -74,6 +77,71 @@ def _cat(build: _Builder, call: Call) -> fx.Node | None:
     return kept[0] if len(kept) == 1 else build(aten.cat.default, kept, call["dim"])
 
 
+def _slices_to_splits(graph: fx.Graph, build: _Builder) -> None:
+    """Slices that tile a dim are one split: a fused projection comes apart by heads.
+
+    Before:  x[..., :8], x[..., 8:12], x[..., 12:]
+    After:   split_with_sizes(x, [8, 4, 4], -1)
+    """
+    found: dict[tuple[fx.Node, int], list[tuple[int, int, fx.Node]]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and operator_name(node.target) == "aten.slice":
+            stretch = _stretch(Call(node))
+            if stretch is not None:
+                found.setdefault((node.args[0], stretch[0]), []).append((*stretch[1:], node))
+    for (source, d), stretches in found.items():
+        edges = sorted({(start, end) for start, end, _ in stretches})
+        tiles = len(edges) > 1 and all(a[1] == b[0] for a, b in itertools.pairwise(edges))
+        if tiles and (edges[0][0], edges[-1][1]) == (0, sizes_of(source.meta["val"])[d]):
+            _split(build, source, d, edges, stretches)
+
+
+def _stretch(call: Call) -> tuple[int, int, int] | None:
+    """(dim, start, end) of a slice with known ends and step 1; None for another."""
+    d = call.dim()
+    size = call.sizes(0)[d]
+    bounds = (call["start"] or 0, size if call["end"] is None else call["end"])
+    if call["step"] not in (None, 1) or not isinstance(size, int) or not all(isinstance(b, int) for b in bounds):
+        return None
+    start, end, _ = slice(*bounds).indices(size)
+    return (d, start, end) if start < end else None
+
+
+def _split(
+    build: _Builder,
+    source: fx.Node,
+    d: int,
+    edges: Sequence[tuple[int, int]],
+    stretches: Sequence[tuple[int, int, fx.Node]],
+) -> None:
+    order = {node: k for k, node in enumerate(build.graph.nodes)}
+    first = min((node for *_, node in stretches), key=order.__getitem__)
+    split = build.at(first)(aten.split_with_sizes.default, source, [end - start for start, end in edges], d)
+    parts = [build(operator.getitem, split, k) for k in range(len(edges))]
+    for start, end, node in stretches:
+        node.replace_all_uses_with(parts[edges.index((start, end))])
+        build.graph.erase_node(node)
+
+
+def _like(build: _Builder, call: Call) -> fx.Node | None:
+    """view_as, reshape_as, expand_as: the shape is taken from the other operand's sizes."""
+    other = call["other"]
+    target = aten.expand.default if call.name == "aten.expand_as" else aten.reshape.default
+    sizes = [
+        size if isinstance(size, int) else build(aten.sym_size.int, other, d)
+        for d, size in enumerate(sizes_of(other.meta["val"]))
+    ]
+    return build(target, call["self"], sizes)
+
+
+def _cast_like(build: _Builder, call: Call) -> fx.Node | None:
+    """type_as and to(other): the other operand lends its type only."""
+    other = call["other"]
+    if other is None or other.meta["val"].device != call["self"].meta["val"].device:
+        return None
+    return build(aten.to.dtype, call["self"], other.meta["val"].dtype)
+
+
 def _loss(build: _Builder, call: Call) -> fx.Node | None:
     """Elementwise losses: the mean (or sum) taken apart from the loss."""
     reduction = call["reduction"]
@@ -116,6 +184,8 @@ def _count(build: _Builder, target: fx.Node, weight: fx.Node | None, ignore: int
 
 _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.slice": _slice,
+    **dict.fromkeys(("aten.view_as", "aten.reshape_as", "aten.expand_as"), _like),
+    **dict.fromkeys(("aten.type_as", "aten.to"), _cast_like),
     "aten.cat": _cat,
     "aten.cross_entropy_loss": _cross_entropy,
     "aten.nll_loss": _cross_entropy,
