@@ -103,6 +103,8 @@ class Training:
 
     def run(self) -> None:
         run, found = self.run_of, self.found
+        if self.parallel.plan.microbatches != run.options.get("microbatches", 1):
+            found.wrong.append(f"the plan has {self.parallel.plan.microbatches} microbatches")
         found.wrong += _names(self.parallel, self.local)
         found.wrong += self._values("initial value", self._state(), self.local.state_dict())
         before = {name: p.detach().clone() for name, p in self.local.named_parameters()}
@@ -239,10 +241,17 @@ def _promoted(batch: Any, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _literals_as(dtype: torch.dtype) -> Iterator[None]:
-    """Losses of transformers compute in float32 whatever the model's dtype (`logits.float()`). In a float64 run that
-    literal is float64, in the eager model and, since capture traces the call, in the captured graph."""
+    """Losses and norms of transformers compute in float32 whatever the model's dtype: `x.float()`,
+    `x.to(torch.float32)`. In a float64 run these literals are float64, in the eager model and, since capture traces the
+    calls, in the captured graph."""
     if dtype != torch.float64:
         yield
         return
-    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+    original = torch.Tensor.to
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        double = [dtype if value is torch.float32 else value for value in (*args, *kwargs.values())]
+        return original(tensor, *double[: len(args)], **dict(zip(kwargs, double[len(args) :], strict=True)))
+
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double), mock.patch.object(torch.Tensor, "to", to):
         yield
