@@ -4,7 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.golden import UPDATE, Golden
 from tests.pool import Pool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(UPDATE, action="store_true", help="write the texts in tests/golden anew; those tests are skipped")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """`golden(name, text)`: the text is that of tests/golden/name.txt."""
+    return Golden(update=bool(request.config.getoption(UPDATE)))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from whalepy.primitives import Primitive, scope_by_id
 from whalepy.program.analysis import Program
 from whalepy.program.axes import Dim, Size
+from whalepy.program.call import sizes_of
 from whalepy.program.layout import Operator
 
 ROLES: dict[str, tuple[tuple[int, int, str], ...]] = {
@@ -38,14 +39,15 @@ def axes_text(program: Program) -> str:
     concatenation reads `[a b | a c]`.
     """
     names = _AxisNames(program)
-    rows = Counter(
-        (folded(program.placeholder(i).name), ", ".join(names.dim(dim) for dim in program.dims[i][0]))
-        for i, op in enumerate(program.operators)
-        if op.kind == "parameter"
-    )
-    width = max((len(name) for name, _ in rows), default=0)
+    rows: Counter[tuple[str, str, str]] = Counter()
+    for i, op in enumerate(program.operators):
+        if op.kind == "parameter":
+            dims = ", ".join(names.dim(dim) for dim in program.dims[i][0])
+            sizes = " x ".join(str(size) for size in sizes_of(program.nodes[i].meta["val"]))
+            rows[folded(program.placeholder(i).name), dims, sizes] += 1
+    width = max((len(name) for name, _, _ in rows), default=0)
     lines = [
-        f"{name:<{width}}  ({dims})" + (f"  x{count}" if count > 1 else "") for (name, dims), count in rows.items()
+        f"{name:<{width}}  ({dims})" + (f"  x{count}" if count > 1 else "") for (name, dims, _), count in rows.items()
     ]
     return "\n".join([*lines, *names.sizes()])
 
@@ -56,7 +58,7 @@ class _AxisNames:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.of_class: dict[str, str] = {}
-        self.shown: dict[str, Size] = {}
+        self.shown: dict[str, dict[Size, None]] = {}
         if program.batch is not None:
             self.of_class[program.classes[program.batch]] = "batch"
         for i, op in enumerate(program.operators):
@@ -87,12 +89,13 @@ class _AxisNames:
             return str(size)
         if name is None:
             name = self.of_class[of_class] = _shortest(of_class, self.of_class.values())
-        self.shown[name] = size
+        self.shown.setdefault(name, {})[size] = None
         return name
 
     def sizes(self) -> Iterator[str]:
         if self.shown:
-            yield "where " + ", ".join(f"{name} = {size}" for name, size in self.shown.items())
+            texts = {name: " or ".join(map(str, sizes)) for name, sizes in self.shown.items()}
+            yield "where " + ", ".join(f"{name} = {text}" for name, text in texts.items())
 
 
 def _shortest(of_class: str, taken: Collection[str]) -> str:

@@ -58,6 +58,7 @@ def _numbered(base: str, numbers: Counter[str]) -> str:
 
 
 def _base(node: fx.Node) -> str:
-    """The operator's short name; for one drawn from a stream, that of the operator inside."""
-    target = node.args[1] if node.target is kernels.seeded else node.target
-    return operator_text(target).rpartition(".")[2].strip("_")
+    """The short name of the operator that a node runs, in whatever it is wrapped."""
+    target = node.target.op if isinstance(node.target, kernels.Seeded) else node.target
+    inside = next((argument for argument in node.args if callable(argument)), target)
+    return operator_text(inside).rpartition(".")[2].strip("_")

@@ -17,6 +17,7 @@ from whalepy.planner.mesh import Chain, arrange
 from whalepy.program.analysis import Program, Value
 from whalepy.program.axes import as_size
 from whalepy.program.layout import Layout, Sharded, Type
+from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import Binding, First, GlobalSize, LocalSize, MoveBinding, Reducer, Start, Stream
 from whalepy.rewrite.exchanges import Crossing, counts, differentiated, exchange, group_of, placements
 from whalepy.rewrite.naming import MOVES, is_item, operator_text, value_names
@@ -158,9 +159,15 @@ class _Printer:
         at = " x ".join(map(str, self.coordinates))
         yield f"program of rank {self.rank}, at place {at} of {mesh}; shapes are this rank's for the example inputs"
         for level, (name, size) in enumerate(zip(self.levels, self.decisions.mesh, strict=True)):
-            cuts = dict.fromkeys(_weights(cut) for cut in self.decisions.cuts if cut.level == level)
-            shares = " or ".join(cuts) or "none"
-            yield f"  {name}, position {self.coordinates[level]} of {size}, shares {shares}"
+            shares = " or ".join(dict.fromkeys(_weights(self.decisions.cuts[cut]) for cut in self._cuts(level)))
+            cut = f", shares {shares}" if shares else ", nothing is cut"
+            yield f"  {name}, position {self.coordinates[level]} of {size}{cut}"
+
+    def _cuts(self, level: int) -> list[int]:
+        """The cuts that rows or operators use on a level."""
+        rows = self.decisions.row_cuts[level]
+        used = {modes[level].cut for modes in self.decisions.modes if modes[level].kind == "S"}
+        return sorted(used if rows is None else {rows, *used})
 
     def _outputs(self, node: fx.Node) -> Iterator[str]:
         values = [self._argument(value) for value in pytree.tree_leaves(node.args)]
@@ -178,8 +185,11 @@ class _Printer:
             binding: MoveBinding = node.meta["move"]
             ends = self._ends(binding.source, binding.target)
             return f"{operator_text(node.target)}({self._argument(node.args[0])}, {ends}, {self.levels[binding.level]})"
-        named = [f"{k}={self._argument(v)}" for k, v in node.kwargs.items() if k not in _NOT_COMPUTED_WITH]
-        return f"{operator_text(node.target)}({', '.join([*map(self._argument, node.args), *named])})"
+        target, arguments = node.target, [self._argument(argument) for argument in node.args]
+        arguments += [f"{k}={self._argument(v)}" for k, v in node.kwargs.items() if k not in _NOT_COMPUTED_WITH]
+        if isinstance(target, kernels.Seeded):
+            target, arguments = target.op, [*arguments[1:], arguments[0]]
+        return f"{operator_text(target)}({', '.join(arguments)})"
 
     def _argument(self, value: Any) -> str:
         if isinstance(value, fx.Node):
@@ -204,7 +214,7 @@ class _Printer:
             case Reducer(level):
                 return self.levels[level]
             case Stream(_, levels):
-                return f"stream({', '.join(self.levels[level] for level in levels) or 'the same everywhere'})"
+                return f"stream={' and '.join(self.levels[level] for level in levels) or 'everywhere the same'}"
             case First():
                 return "first microbatch"
             case MoveBinding():
@@ -288,4 +298,5 @@ def bytes_text(count: int) -> str:
 
 
 def _weights(cut: Cut) -> str:
-    return ":".join(f"{weight:g}" for weight in cut.weights)
+    equal = len(set(cut.weights)) == 1
+    return ":".join("1" if equal else f"{weight:g}" for weight in cut.weights)
