@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from whalepy.errors import CaptureError
 from whalepy.program.capture import Captured, capture
-from whalepy.program.capture_schema import pure_form, writes
+from whalepy.program.capture_schema import writes
 
 torch.set_num_threads(1)
 aten = torch.ops.aten
