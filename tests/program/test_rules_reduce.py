@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.rule_cases import Row, call, ints, letters_of, mask, name_of, t
+
+a = torch.ops.aten
+
+# call -> letters that its rule leaves free; None: no rule, so it runs replicated
+ROWS: list[Row] = [
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), [1], False), "a b c"),
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), [0, -1], False), "a b c"),
+    (lambda: call(a.mean.dim, t(4, 6, 5), [0], False), "a b c"),
+    (lambda: call(a.mean.dim, t(4, 6, 5), [-1, 1], False), "a b c"),
+    (lambda: call(a.amax.default, t(4, 6, 5), [1], False), "a c"),
+    (lambda: call(a.var.correction, t(4, 6, 5), [0], correction=1, keepdim=False), "b c"),
+    (lambda: call(a.logsumexp.default, t(4, 6, 5), [1], False), "a c"),
+    (lambda: call(a.max.dim, t(4, 6, 5), 1, False), "a c"),
+    (lambda: call(a.argmax.default, t(4, 6, 5), -1, False), "a b"),
+    (lambda: call(a.prod.dim_int, t(4, 6, 5), 1, False), "a c"),
+    (lambda: call(a.norm.ScalarOpt_dim, t(4, 6, 5), 2, [1], False), "a c"),
+    (lambda: call(a.linalg_vector_norm.default, t(4, 6, 5), 2, [-1], False), "a b"),
+    (lambda: call(a.any.dim, mask(4, 5), 1, False), "a"),
+    (lambda: call(a.median.dim, t(4, 6, 5), 1, False), "a c"),
+    (lambda: call(a.kthvalue.default, t(4, 6, 5), 2, 1, False), "a c"),
+    (lambda: call(a.mode.default, ints(3, 4, 5), 1, False), "a"),
+    (lambda: call(a.var_mean.correction, t(4, 6, 5), [1], correction=0, keepdim=False), "a c"),
+    (lambda: call(a.aminmax.default, t(4, 6, 5), dim=1, keepdim=False), "a c"),
+    (lambda: call(a.nansum.default, t(4, 6, 5), [1], False), "a c"),
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), [1], True), "a b c"),
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), [0, -1], True), "a b c"),
+    (lambda: call(a.mean.dim, t(4, 6, 5), [0], True), "a b c"),
+    (lambda: call(a.mean.dim, t(4, 6, 5), [-1, 1], True), "a b c"),
+    (lambda: call(a.amax.default, t(4, 6, 5), [1], True), "a c"),
+    (lambda: call(a.var.correction, t(4, 6, 5), [0], correction=1, keepdim=True), "b c"),
+    (lambda: call(a.logsumexp.default, t(4, 6, 5), [1], True), "a c"),
+    (lambda: call(a.max.dim, t(4, 6, 5), 1, True), "a c"),
+    (lambda: call(a.argmax.default, t(4, 6, 5), -1, True), "a b"),
+    (lambda: call(a.prod.dim_int, t(4, 6, 5), 1, True), "a c"),
+    (lambda: call(a.norm.ScalarOpt_dim, t(4, 6, 5), 2, [1], True), "a c"),
+    (lambda: call(a.linalg_vector_norm.default, t(4, 6, 5), 2, [-1], True), "a b"),
+    (lambda: call(a.any.dim, mask(4, 5), 1, True), "a"),
+    (lambda: call(a.median.dim, t(4, 6, 5), 1, True), "a c"),
+    (lambda: call(a.kthvalue.default, t(4, 6, 5), 2, 1, True), "a c"),
+    (lambda: call(a.mode.default, ints(3, 4, 5), 1, True), "a"),
+    (lambda: call(a.var_mean.correction, t(4, 6, 5), [1], correction=0, keepdim=True), "a c"),
+    (lambda: call(a.aminmax.default, t(4, 6, 5), dim=1, keepdim=True), "a c"),
+    (lambda: call(a.nansum.default, t(4, 6, 5), [1], True), "a c"),
+    (lambda: call(a.sum.default, t(4, 6, 5)), "a b c"),
+    (lambda: call(a.sum.default, mask(4, 5)), "a b"),
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), []), "a b c"),
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), None), "a b c"),
+    (lambda: call(a.sum.dim_IntList, t(4, 6, 5), [1], dtype=torch.float32), "a b c"),
+    (lambda: call(a.sum.default, ints(5, 4, 5)), "a b"),
+    (lambda: call(a.mean.default, t(4, 6, 5)), "a b c"),
+    (lambda: call(a.mean.dim, t(4, 6, 5), [0], dtype=torch.float32), "a b c"),
+    (lambda: call(a.mean.default, torch.ones(4, 5), dtype=torch.float64), "a b"),
+    (lambda: call(a.var.default, t(4, 6, 5)), ""),
+    (lambda: call(a.std.correction, t(4, 6, 5), None, correction=1), ""),
+    (lambda: call(a.max.default, t(4, 6, 5)), ""),
+    (lambda: call(a.min.other, t(4, 6, 5), t(5)), ".2 .1 .0"),
+    (lambda: call(a.max.other, t(4, 6, 5), t(4, 1, 5)), ".2 .1 .0"),
+    (lambda: call(a.maximum.default, t(4, 6, 5), t(5)), ".2 .1 .0"),
+    (lambda: call(a.argmax.default, t(4, 6, 5)), ""),
+    (lambda: call(a.argmin.default, t(4, 6, 5), keepdim=True), ""),
+    (lambda: call(a.prod.default, t(4, 6, 5)), ""),
+    (lambda: call(a.norm.Scalar, t(4, 6, 5)), ""),
+    (lambda: call(a.norm.ScalarOpt_dim, t(4, 6, 5), None, [1]), "a c"),
+    (lambda: call(a.linalg_vector_norm.default, t(4, 6, 5)), ""),
+    (lambda: call(a.all.default, mask(4, 5)), ""),
+    (lambda: call(a.count_nonzero.default, t(4, 6, 5)), "a b c"),
+    (lambda: call(a.count_nonzero.dim_IntList, t(4, 6, 5), [1]), "a b c"),
+    (lambda: call(a.median.default, t(4, 6, 5)), ""),
+    (lambda: call(a.any.dims, mask(4, 5), []), None),
+    (lambda: call(a.sum.default, t()), ""),
+    (lambda: call(a.mean.default, t()), ""),
+    (lambda: call(a.amax.default, t()), ""),
+    (lambda: call(a.softmax.int, t(4, 6, 5), -1), "a b"),
+    (lambda: call(a.softmax.int, t(4, 6, 5), 0), "b c"),
+    (lambda: call(a.softmax.int, torch.ones(3, 4), 1, torch.float64), "a"),
+    (lambda: call(a.log_softmax.int, t(4, 6, 5), -1), "a b"),
+    (lambda: call(a.log_softmax.int, t(4, 6, 5), 0), "b c"),
+    (lambda: call(a.log_softmax.int, torch.ones(3, 4), 1, torch.float64), "a"),
+    (lambda: call(a._softmax.default, t(4, 6, 5), 1, False), "a c"),
+    (lambda: call(a._safe_softmax.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.cumsum.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.cumsum.default, mask(4, 5), 1), "a"),
+    (lambda: call(a.cumprod.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.logcumsumexp.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.cummax.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.sort.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.sort.stable, t(4, 6, 5), stable=True, dim=-1), "a b"),
+    (lambda: call(a.argsort.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.topk.default, t(4, 6, 5), 2, 1), "a c"),
+    (lambda: call(a.glu.default, t(4, 6), -1), "a"),
+    (lambda: call(a.glu.default, t(6, 4), 0), "b"),
+    (lambda: call(a.msort.default, t(4, 6, 5)), "b c"),
+    (lambda: call(a.softmax.int, t(), 0), None),
+    (lambda: call(a.cosine_similarity.default, t(4, 6, 5), t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.cosine_similarity.default, t(4, 6, 5), t(6, 5), 1), None),
+    (lambda: call(a.pairwise_distance.default, t(4, 5), t(4, 5)), "a"),
+    (lambda: call(a.pairwise_distance.default, t(4, 5), t(4, 5), 2.0, 1e-06, True), "a"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("row", "letters"), ROWS, ids=name_of)
+def test_split_run_and_recombined_equals_the_operator(row: Callable[[], Any], letters: str | None) -> None:
+    assert letters_of(row) == letters
