@@ -1,0 +1,105 @@
+"""What a reader tries first: the Python of README and docs/architecture.md, the template, and the demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import whalepy
+from tests import documents
+from tests.golden import Golden
+from tests.pool import Pool
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def check(path: Path, printed: list[str], golden: Golden) -> None:
+    documents.compare(path, printed, update=golden.update)
+    if golden.update:
+        pytest.skip(f"{path.name} is written: read the difference")
+
+
+def test_readme(workers: Pool, golden: Golden) -> None:
+    """The example prints what README says, on two ranks; what follows it runs."""
+    sources = [(example.source, 0) for example in documents.examples(README.read_text())]
+    assert len(sources) == 2
+    printed = workers.run(2, documents.run, sources, "train.py", default_group=False)
+    assert printed[1] == ["", ""]
+    check(README, printed[0], golden)
+
+
+def test_readme_cluster_specs() -> None:
+    lines = re.search(r"between nodes:\n\n```text\n(.*?)```", README.read_text(), re.DOTALL)
+    assert lines is not None
+    devices = [len(whalepy.ClusterSpec.load(line).devices) for line in lines[1].splitlines()]
+    assert devices == [4, 16, 128, 4]
+
+
+def test_architecture(golden: Golden) -> None:
+    sources = [(example.source, 0) for example in documents.examples(ARCHITECTURE.read_text())]
+    assert sources
+    check(ARCHITECTURE, documents.run(sources, "mlp.py"), golden)
+
+
+def template() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_gpt2", ROOT / "examples" / "train_gpt2.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def losses_on_ranks(source: str, steps: int) -> list[float]:
+    namespace: dict[str, object] = {"__name__": "train_gpt2"}
+    exec(compile(source, "train_gpt2.py", "exec"), namespace)
+    losses: list[float] = []
+    namespace["train"](namespace["compiled"](), steps, lambda step, loss: losses.append(loss))  # type: ignore[operator]
+    return losses
+
+
+def test_the_template_trains(workers: Pool) -> None:
+    """Every rank is told the loss of the global batch, and it is the local model's."""
+    source = (ROOT / "examples" / "train_gpt2.py").read_text()
+    losses = workers.run(4, losses_on_ranks, source, 2, default_group=False)
+    module = template()
+    first = module.small_gpt2()(**next(module.batches(1))).loss.item()
+    assert losses[0] == losses[1] == losses[2] == losses[3]
+    assert losses[0][0] == pytest.approx(first, rel=1e-6)
+    assert losses[0][1] < losses[0][0]
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_the_end() -> None:
+    """It exits with 0 only where the largest difference is within the tolerance."""
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--steps", "3"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "Equal up to rounding." in shown.stdout
+
+
+def test_the_demo_fails_on_a_difference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import demo
+
+    start = demo.small_gpt2().state_dict()
+    alone = {name: value + 1.0 for name, value in start.items()}
+    near = {name: value + 1e-6 for name, value in alone.items()}
+    wrong = {**alone, "transformer.wte.weight": alone["transformer.wte.weight"] + 1e-4}
+    assert demo.report(near, alone, alone) == 0
+    assert demo.report(wrong, alone, alone) == 1
+    assert "More than rounding" in capsys.readouterr().out
+
+
+def test_the_demo_refuses_no_steps() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--steps", "0"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 2
+    assert shown.stderr.endswith("error: --steps must be at least 1\n")
