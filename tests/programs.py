@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import whalepy
+from tests import models
 from whalepy.planner.decide import Orders
 from whalepy.program.analysis import Program
 from whalepy.rewrite.exchanges import Exchange, collect
@@ -49,3 +51,40 @@ def text_for(made: Analysed, rank: int) -> str:
     ranks = Ranks(made.chains, tuple(range(prod(made.decisions.mesh))))
     sizes = example_sizes(made.program, made.decisions)
     return text_of(made.rewritten, made.program, made.decisions, ranks, rank, sizes)
+
+
+class ResidualWithLoss(nn.Module):
+    """Convolutions and an MLP, cut by channels where asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = models.Residual()
+
+    def forward(self, image: Tensor, side: Tensor, target: Tensor) -> Tensor:
+        return models.classes_loss(self.inner(image, side), target)
+
+
+CASES: dict[str, tuple[Callable[[], models.Made], Callable[[], dict[str, Any]], tuple[float, ...]]] = {
+    "gpt2, rows": (lambda: models.gpt2(layers=1), lambda: {"": whalepy.replicate(3)}, (1, 1, 0.5)),
+    "gpt2, everything": (models.gpt2, lambda: {"": whalepy.split(2, shares=[3, 1])}, (1, 1)),
+    "gpt2, rows and blocks": (
+        models.gpt2,
+        lambda: {"": whalepy.replicate(2), "transformer.h.*": whalepy.split(2, shares=[3, 1])},
+        (1, 1, 0.5, 0.5),
+    ),
+    "bert, siblings": (
+        lambda: models.bert(layers=1),
+        lambda: {"bert": whalepy.replicate(3), "cls": whalepy.split(3, shares=[5, 2, 1])},
+        (1, 1, 1),
+    ),
+    "channels": (lambda: (ResidualWithLoss(), models.residual()[1]), lambda: {"": whalepy.split(3)}, (1, 1, 1)),
+}
+"""Model, scopes, speeds."""
+
+
+@cache
+def made_case(name: str) -> Analysed:
+    """One of the cases, rewritten."""
+    make, scopes, speeds = CASES[name]
+    model, batches = make()
+    return built_for(model, batches[0], scopes(), speeds)

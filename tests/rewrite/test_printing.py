@@ -100,6 +100,13 @@ def test_a_frozen_parameter_sends_no_gradient() -> None:
     assert "up.weight = parameter  # f32[18, 16] (R, S(0.0))  frozen" in lines
 
 
+def test_names_that_fx_spells_anew() -> None:
+    model = _Mean(torch.nn.Sequential())
+    model.inner.LayerNorm = torch.nn.LayerNorm(4)
+    lines = text_for(built_for(model, (torch.randn(8, 4),), {"": whalepy.replicate(2)}), 0).splitlines()
+    assert "inner.LayerNorm.weight = parameter  # f32[4] (B)  sends 16 B of gradient" in lines
+
+
 def test_new_values_of_buffers_are_printed() -> None:
     model = _Mean(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
     text = text_for(built_for(model, (torch.randn(8, 4),), {"": whalepy.replicate(2)}), 0)

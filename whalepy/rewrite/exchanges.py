@@ -18,7 +18,7 @@ from whalepy.program.call import operator_name, results
 from whalepy.program.layout import Layout, Sharded, Type, gradient_kind, value_kind
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import MoveBinding, Reducer
-from whalepy.rewrite.naming import MOVES, is_item, value_names
+from whalepy.rewrite.naming import MOVES, is_item, places_of, value_names
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, LocalSizes, SizesAt, held, local_shape, symbols_in
 from whalepy.rewrite.terms import terms_of
@@ -205,7 +205,8 @@ _CUTS_GRADIENT = {"aten.detach", "aten.argmax"}
 
 def differentiated(rewritten: Rewritten, program: Program) -> set[str]:
     """Nodes on a differentiable way from a trainable parameter to the first output: the backward runs through them."""
-    trained = {p.node for p in program.captured.placeholders if p.value is not None and p.value.requires_grad}
+    places = places_of(rewritten.graph.graph, program)
+    trained = {node for node, p in places.items() if p.value is not None and p.value.requires_grad}
     flows: set[str] = set()
     nodes = list(rewritten.graph.graph.nodes)
     for node in nodes:

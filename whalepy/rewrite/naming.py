@@ -9,6 +9,7 @@ from torch import fx
 
 from whalepy.program.analysis import Program
 from whalepy.program.call import operator_name
+from whalepy.program.capture import Placeholder
 from whalepy.rewrite import kernels
 
 MOVES = (kernels.bridge, kernels.retype)
@@ -25,13 +26,20 @@ def is_item(node: fx.Node) -> bool:
     return operator_name(node.target).endswith("getitem")
 
 
+def places_of(graph: fx.Graph, program: Program) -> dict[str, Placeholder]:
+    """What each leading placeholder of a rewritten graph stands for, by its name there (fx spells names anew)."""
+    nodes = graph.find_nodes(op="placeholder")
+    return {node.name: place for node, place in zip(nodes, program.captured.placeholders, strict=False)}
+
+
 def value_names(graph: fx.Graph, program: Program) -> dict[str, str]:
     """A printed name per node name, none twice.
 
     Parameters have their own names, inputs and constants those of their placeholders, operators a number
     (`linear2`), results of one operator an index (`split1.0`); a value in another layout gets a suffix (`linear2_1`).
     """
-    own = {p.node: p.name for p in program.captured.placeholders if p.kind in ("parameter", "buffer")}
+    places = places_of(graph, program)
+    own = {node: p.name if p.kind in ("parameter", "buffer") else p.node for node, p in places.items()}
     numbers: Counter[str] = Counter()
     names: dict[str, str] = {}
     roots: dict[str, str] = {}

@@ -20,7 +20,7 @@ from whalepy.program.layout import Layout, Sharded, Type
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import Binding, First, GlobalSize, LocalSize, MoveBinding, Reducer, Start, Stream
 from whalepy.rewrite.exchanges import Crossing, counts, differentiated, exchange, group_of, placements
-from whalepy.rewrite.naming import MOVES, is_item, operator_text, value_names
+from whalepy.rewrite.naming import MOVES, is_item, operator_text, places_of, value_names
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, LocalSizes, SizesAt, symbols_in
 from whalepy.rewrite.terms import moves, terms_of
@@ -145,7 +145,7 @@ class _Printer:
 
     def lines(self) -> Iterator[str]:
         yield from self._header()
-        places = {p.node: p for p in self.program.captured.placeholders}
+        places = places_of(self.graph, self.program)
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name in places and node.name in self.placed:
                 yield f"{self.names[node.name]} = {places[node.name].kind}{self._comment(node)}{self._reading(node)}"

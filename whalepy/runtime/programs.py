@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import sympy
 
@@ -10,7 +11,7 @@ from whalepy.planner.decide import Decisions
 from whalepy.program.analysis import Program
 from whalepy.rewrite.exchanges import collect
 from whalepy.rewrite.explain import explain_text
-from whalepy.rewrite.printing import RankProgram, Ranks, rank_program
+from whalepy.rewrite.printing import RankProgram, Ranks, program_text, rank_program
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, SizesAt
 from whalepy.rewrite.verify import verify
@@ -34,12 +35,17 @@ def example_sizes(program: Program, decisions: Decisions, microbatches: int = 1)
 
 
 def programs_of(main: Analysed, rank_of: Sequence[int], microbatches: int = 1) -> Callable[[int], RankProgram]:
-    """Makes the program of a rank."""
+    """Makes the program of a rank; for microbatches, below what is computed of the whole batch before them."""
     ranks = Ranks(main.chains, tuple(rank_of))
     sizes_at = example_sizes(main.program, main.decisions, microbatches)
 
     def of(rank: int) -> RankProgram:
-        return rank_program(main.rewritten, main.program, main.decisions, ranks, rank, sizes_at)
+        made = rank_program(main.rewritten, main.program, main.decisions, ranks, rank, sizes_at)
+        if main.prologue is None:
+            return made
+        program, decisions, rewritten = main.prologue
+        ahead = program_text(rewritten, program, decisions, ranks, rank, example_sizes(program, decisions))
+        return replace(made, text=f"once per step, on the whole batch:\n{ahead}\n\nper microbatch:\n{made.text}")
 
     return of
 
