@@ -19,7 +19,7 @@ from whalepy.program.layout import Mode, Sharded
 from whalepy.program.options import Option
 from whalepy.program.rule_table import rule_of
 from whalepy.program.rules import Rule
-from whalepy.program.user_rules import find_operator
+from whalepy.program.user_rules import USER_RULES, find_operator
 from whalepy.rewrite.bindings import Reducer, Stream
 from whalepy.runtime.one_operator import SIZES, OneOperator, Parts, Trial, gradients_of, one_operator
 
@@ -58,6 +58,7 @@ def check_call(
     one = one_operator(target, *_with_gradients(args, kwargs or {}))
     rule = rule_of(Call(one.program.nodes[one.index]))
     if rule is None:
+        _refuse_ranks(one)
         raise WhaleError(
             f"{one.operator.target} has no rule that fits these arguments: it runs replicated",
             fix='register one: whalepy.rule("lib::op", "operands -> results")',
@@ -68,6 +69,18 @@ def check_call(
             if mode.option is None or fits(one, mode.option, weights):
                 refuse_difference(Trial(one, (weights,), (mode,)), rule, what)
     return tuple(dict.fromkeys(letter_of(rule, option) for option in one.operator.options))
+
+
+def _refuse_ranks(one: OneOperator) -> None:
+    """Raises WhaleError where a user's rule is there but does not fit."""
+    call = Call(one.program.nodes[one.index])
+    if call.name in USER_RULES:
+        ranks = ", ".join(map(str, call.ranks))
+        made = ", ".join(str(result.ndim) for result in call.results)
+        raise WhaleError(
+            f"the rule {str(USER_RULES[call.name])!r} does not fit operands of {ranks} dims and results of {made}",
+            fix="write one letter per dim, `...` for leading dims",
+        )
 
 
 def _refuse_unequal(one: OneOperator, rule: Rule) -> None:
@@ -276,6 +289,8 @@ def _run(
         if output.requires_grad:
             roots.append(output)
             seeds.append(_incoming(trial, r, at))
+            if seeds[-1].shape != output.shape:
+                raise WhaleError(f"result {r} has shape {list(output.shape)}, not {list(seeds[-1].shape)}")
     if not roots:
         return Run([o.detach() for o in outputs], [None] * len(values))
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
