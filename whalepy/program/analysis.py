@@ -201,7 +201,7 @@ def _operator(
         result_bytes=tuple(hinted(sizes_of(v), hints) * v.element_size() for v in values) if node.op != "output" else (),
         flops=flops_of(call, hints) if node.op == "call_function" else 0,
         scope=tuple(node.meta.get("scope", ())),
-        where=str(node.meta.get("where", "")),
+        where=str(node.meta.get("where") or ""),
         has_rule=rule is not None,
         random=call.name in RANDOM and node.op == "call_function",
     )
