@@ -135,11 +135,19 @@ def _compare(host: Group, lines: tuple[str, ...]) -> None:
     for rank, other in enumerate(everyone):
         if other != everyone[0]:
             pairs = zip(everyone[0], other, strict=False)
-            first = next((f"{a!r} on rank 0, {b!r} on rank {rank}" for a, b in pairs if a != b), "more operators")
+            first = next(
+                (f"{_brief(a, b)} on rank 0, {_brief(b, a)} on rank {rank}" for a, b in pairs if a != b), "more operators"
+            )
             raise PlanError(
                 f"rank {rank} has another model than rank 0: {first}",
                 fix="build the same model with the same annotations and example shapes on every rank",
             )
+
+
+def _brief(line: str, other: str) -> str:
+    """The operator of a line where that tells it from the other, else the whole line."""
+    operator, theirs = line.split(" ", 2)[:2], other.split(" ", 2)[:2]
+    return repr(line) if operator == theirs else f"{operator[0]} ({operator[1]})"
 
 
 def _planned(program: Program, spec: ClusterSpec, placed: Sequence[int], choices: Choices) -> tuple[Plan, Analysed]:
