@@ -1,4 +1,4 @@
-"""Markdown whose Python runs: each block in turn, and what it prints against the block after a line that ends `prints:`."""
+"""Markdown whose Python runs: each block in turn, its print against the block after `prints:`."""
 
 from __future__ import annotations
 

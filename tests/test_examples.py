@@ -85,10 +85,13 @@ def test_the_demo_runs_to_the_end() -> None:
     assert "Equal up to rounding." in shown.stdout
 
 
-def test_the_demo_fails_on_a_difference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import demo
+    return importlib.import_module("demo")
 
+
+def test_the_demo_fails_on_a_difference(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     start = demo.small_gpt2().state_dict()
     alone = {name: value + 1.0 for name, value in start.items()}
     near = {name: value + 1e-6 for name, value in alone.items()}
@@ -98,8 +101,10 @@ def test_the_demo_fails_on_a_difference(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "More than rounding" in capsys.readouterr().out
 
 
-def test_the_demo_refuses_no_steps() -> None:
-    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--steps", "0"]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    assert shown.returncode == 2
-    assert shown.stderr.endswith("error: --steps must be at least 1\n")
+def test_the_demo_refuses_no_steps(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--steps", "0"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        demo.main()
+    assert capsys.readouterr().err.endswith("error: --steps must be at least 1\n")
