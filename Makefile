@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable ".[hf,dev]" --constraint constraints.txt
 	touch $@
 
-demo: $(STAMP) ## train a small annotated model on this machine
+demo: $(STAMP) ## train a small GPT-2 on four CPU ranks, and compare with one process
 	$(BIN)/python examples/demo.py
 
 test: export OMP_NUM_THREADS = 1
