@@ -139,8 +139,8 @@ class Training:
         tolerance = LOSS_TOLERANCE[self.run_of.dtype]
         if loss.requires_grad or loss.dtype != expected.dtype:
             self.found.wrong.append(f"{what} is no detached {expected.dtype}: {loss}")
-        if not _near(float(loss), float(expected), tolerance):
-            self.found.wrong.append(f"{what}: {float(loss)!r}, locally {float(expected)!r}")
+        if not _near(float(loss), expected.item(), tolerance):
+            self.found.wrong.append(f"{what}: {float(loss)!r}, locally {expected.item()!r}")
 
     def _compare_gradients(self, step: int) -> None:
         gradients = self.parallel.full_gradients()

@@ -135,9 +135,8 @@ def _compare(host: Group, lines: tuple[str, ...]) -> None:
     for rank, other in enumerate(everyone):
         if other != everyone[0]:
             pairs = zip(everyone[0], other, strict=False)
-            first = next(
-                (f"{_brief(a, b)} on rank 0, {_brief(b, a)} on rank {rank}" for a, b in pairs if a != b), "more operators"
-            )
+            told = ((_brief(a, b), _brief(b, a)) for a, b in pairs if a != b)
+            first = next((f"{own} on rank 0, {its} on rank {rank}" for own, its in told), "more operators")
             raise PlanError(
                 f"rank {rank} has another model than rank 0: {first}",
                 fix="build the same model with the same annotations and example shapes on every rank",
