@@ -23,6 +23,8 @@ def recurrent(kind: str, batch_first: bool = True, n: int = 3, layers: int = 1, 
 
 # call -> letters that its rule leaves free; None: no rule, so it runs replicated
 ROWS: list[Row] = [
+    (lambda: call(a.cosine_embedding_loss.default, t(4, 5), t(4, 5), t(4).sign(), 0.1, 0), "n"),
+    (lambda: call(a.cosine_embedding_loss.default, t(5), t(5), torch.tensor(1), 0.1, 0), None),
     (lambda: call(a.layer_norm.default, t(4, 6, 5), [5], t(5), t(5)), ".1 .0"),
     (lambda: call(a.layer_norm.default, t(4, 6, 5), [6, 5]), ".0"),
     (lambda: call(a.rms_norm.default, t(4, 6, 5), [5], t(5)), ".1 .0"),

@@ -190,5 +190,5 @@ _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.cross_entropy_loss": _cross_entropy,
     "aten.nll_loss": _cross_entropy,
     "aten.nll_loss_nd": _cross_entropy,
-    **dict.fromkeys(LOSSES_WITH_REDUCTION, _loss),
+    **dict.fromkeys((*LOSSES_WITH_REDUCTION, "aten.triplet_margin_loss", "aten.cosine_embedding_loss"), _loss),
 }

@@ -20,7 +20,7 @@ def _embedding(call: Call) -> Rule | None:
 
 
 def _index(call: Call) -> Rule | None:
-    """Dims that are not indexed are free; an index that counts along its own axis links the dim it reads to that axis."""
+    """Dims not indexed are free; an index that counts along its own axis links the dim it reads to that axis."""
     entries = call["indices"]
     tensors = [entry for entry in entries if entry is not None]
     if not tensors or any(entry.meta["val"].dtype in (torch.bool, torch.uint8) for entry in tensors):

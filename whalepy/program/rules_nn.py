@@ -143,6 +143,10 @@ def _triplet(call: Call) -> Rule | None:
     return parse_rule("...D, ...D, ...D -> ...") if call["reduction"] == 0 and call.ranks[0] == 2 else None
 
 
+def _cosine_embedding(call: Call) -> Rule | None:
+    return parse_rule("nD, nD, n -> n") if call["reduction"] == 0 and call.ranks == (2, 2, 1) else None
+
+
 LINES: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
     "aten.im2col": ("n___ -> n__", ((0,),)),
     "aten.col2im": ("n__ -> n___", ((0,),)),
@@ -190,4 +194,5 @@ MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), _recurrent),
     **dict.fromkeys(("aten.cross_entropy_loss", "aten.nll_loss_nd", "aten.nll_loss"), _cross_entropy),
     "aten.triplet_margin_loss": _triplet,
+    "aten.cosine_embedding_loss": _cosine_embedding,
 }

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from whalepy.program.call import Call, operator_name
+from whalepy.program.canonicalise import canonicalise
+from whalepy.program.capture import capture
+
+
+class Applied(nn.Module):
+    """A weight, and a loss of it and the inputs."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6, 8, dtype=torch.float64) * 0.8 + 0.1)
+        self.function = function
+
+    def forward(self, zero: Tensor, *inputs: Tensor) -> Tensor:
+        return self.function(self.weight, *inputs) + zero.sum()
+
+
+ZERO = torch.zeros(1, dtype=torch.float64)
+
+
+def canonical(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[fx.GraphModule, Tensor, Tensor]:
+    """The canonical graph, its result, and the result of the function; gradients agree."""
+    torch.manual_seed(0)
+    model = Applied(function)
+    inputs = (ZERO, *inputs)
+    captured = capture(model, inputs, batch_dim=None)
+    module = canonicalise(captured.graph)
+    values = [p.value if p.leaf is None else inputs[p.leaf] for p in captured.placeholders]
+    expected = model(*inputs)
+    found = module(*values)
+    found = found[0] if isinstance(found, tuple | list) else found
+    (gradient,) = torch.autograd.grad(found, model.weight)
+    (wanted,) = torch.autograd.grad(expected, model.weight)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-14, equal_nan=True)
+    return module, found, expected
+
+
+def names(module: fx.GraphModule) -> list[str]:
+    return [operator_name(node.target) for node in module.graph.nodes if node.op == "call_function"]
+
+
+TARGET = torch.tensor([1, 7, -100, 5, 0, 3])
+CLASS_WEIGHT = torch.rand(8, dtype=torch.float64) + 0.5
+# loss of (weights as logits or predictions) -> operators that must be gone in their averaging form
+MEANS = [
+    lambda w: F.cross_entropy(w, TARGET),
+    lambda w: F.cross_entropy(w, TARGET, weight=CLASS_WEIGHT),
+    lambda w: F.cross_entropy(w, TARGET, label_smoothing=0.2),
+    lambda w: F.cross_entropy(w, TARGET, weight=CLASS_WEIGHT, label_smoothing=0.2),
+    lambda w: F.cross_entropy(w, TARGET.clamp(min=0), ignore_index=7),
+    lambda w: F.cross_entropy(w.float(), TARGET).double(),
+    lambda w: F.cross_entropy(
+        w.view(2, 3, 8).transpose(1, 2), TARGET.view(2, 3).clamp(min=0)
+    ),  # a dim after the classes
+    lambda w: F.cross_entropy(w, w.detach().softmax(1)),  # probabilities as targets
+    lambda w: F.nll_loss(w.log_softmax(1), TARGET),
+    lambda w: F.nll_loss(w.log_softmax(1), TARGET, weight=CLASS_WEIGHT),
+    lambda w: F.mse_loss(w, w.detach() * 2),
+    lambda w: F.mse_loss(w, w.detach() * 2, reduction="sum"),
+    lambda w: F.smooth_l1_loss(w, w.detach() * 2, beta=0.1),
+    lambda w: F.huber_loss(w, w.detach() * 2, delta=0.1),
+    lambda w: F.l1_loss(w, w.detach() * 2),
+    lambda w: F.binary_cross_entropy(w, w.detach(), weight=CLASS_WEIGHT),
+    lambda w: F.binary_cross_entropy_with_logits(w, w.detach(), pos_weight=CLASS_WEIGHT),
+    lambda w: F.kl_div(w.log_softmax(1), w.detach(), log_target=False),
+    lambda w: F.kl_div(w.log_softmax(1), w.detach(), reduction="batchmean"),
+    lambda w: F.soft_margin_loss(w, w.detach().sign()),
+    lambda w: F.poisson_nll_loss(w, w.detach()),
+    lambda w: F.margin_ranking_loss(w, w.detach() * 2, w.detach().sign(), margin=0.1),
+    lambda w: F.hinge_embedding_loss(w, w.detach().sign()),
+    lambda w: F.triplet_margin_loss(w, w.detach() * 2, w.detach() + 1),
+    lambda w: F.cosine_embedding_loss(w, w.detach() + 1, TARGET.sign()),
+]
+
+
+@pytest.mark.parametrize("loss", MEANS)
+def test_means_of_losses_are_taken_apart_exactly(loss: Callable[[Tensor], Tensor]) -> None:
+    module, found, expected = canonical(loss)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    averaged = [n for n in module.graph.nodes if n.op == "call_function" and Call(n)["reduction"] == 1]
+    # Probabilities keep their mean: no rule shards them, so nothing is gained.
+    assert not averaged or Call(averaged[0])["target"].meta["val"].is_floating_point()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_all_targets_ignored_is_the_same_as_in_torch(reduction: str) -> None:
+    ignored = torch.full((6,), -100)
+    _, found, expected = canonical(lambda w: F.cross_entropy(w, ignored, reduction=reduction))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_slices_that_tile_a_dim_are_one_split() -> None:
+    def fused(w: Tensor) -> Tensor:
+        q, k, v = w[..., :4], w[..., 4:6], w[..., 6:]
+        return (q[..., :2] * k * v).sum()
+
+    module, found, expected = canonical(fused)
+    torch.testing.assert_close(found, expected)
+    (split,) = [n for n in module.graph.nodes if operator_name(n.target) == "aten.split_with_sizes"]
+    assert split.args[1:] == ([4, 2, 2], 1)
+    assert names(module).count("aten.slice") == 1  # q[..., :2] alone tiles nothing
+
+
+# slices -> how many stay
+SLICES = [
+    (lambda w: w[:, :4].sum() + 2 * w[:, 3:].sum(), 2),  # they overlap
+    (lambda w: w[:, :4].sum() + 2 * w[:, 5:].sum(), 2),  # a gap
+    (lambda w: w[:, ::2].sum() + 2 * w[:, 1::2].sum(), 2),  # strided
+    (lambda w: w[:, :4].sum() + 2 * w[:, 4:].sum() + w[:, :4].prod(), 0),  # one twice
+    (lambda w: w[:3].sum() + 2 * w[:, 4:].sum() + w[3:].prod(), 1),  # two dims
+    (lambda w: w[:, :-3].sum() + 2 * w[:, -3:].sum(), 0),  # from the end
+    (lambda w: w[:, :].sum() + w[:, :100].prod(), 0),  # the whole dim is no slice
+]
+
+
+@pytest.mark.parametrize(("function", "left"), SLICES)
+def test_other_slices_stay(function: Callable[[Tensor], Tensor], left: int) -> None:
+    module, found, expected = canonical(function)
+    torch.testing.assert_close(found, expected)
+    assert names(module).count("aten.slice") == left
+
+
+def test_the_shape_and_the_type_of_another_tensor_become_arguments() -> None:
+    x = torch.rand(4, 12)
+    module, found, expected = canonical(
+        lambda w, x: (w.view_as(x) * w.reshape_as(x)).type_as(x).sum() + w[0, 0].expand_as(x).sum(), x
+    )
+    torch.testing.assert_close(found, expected)
+    assert not {"aten.view_as", "aten.reshape_as", "aten.type_as", "aten.expand_as"} & set(names(module))
+
+
+def test_an_empty_operand_of_cat_goes() -> None:
+    module, found, expected = canonical(lambda w: torch.cat([torch.empty(0, dtype=w.dtype), w, w * 2], 1).prod())
+    torch.testing.assert_close(found, expected)
+    (cat,) = [n for n in module.graph.nodes if operator_name(n.target) == "aten.cat"]
+    assert len(cat.args[0]) == 2
