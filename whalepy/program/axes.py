@@ -1,6 +1,6 @@
 """Axes of a program: every dim of every value as a product of atomic axes, found by union and refinement.
 
-An *axis* is an integer id. A dim is a tuple of axes, outermost first; a dim of size 1 is the empty tuple. An axis may be
+An *axis* is an integer id. A dim is a tuple of axes, outermost first; of size 1: the empty tuple. An axis can be
 refined into a product of smaller ones (`768 -> 3 x 12 x 64`) or into a sum of products
 (`[kv rep dh | kv dh | kv dh]`, a dim that is a concatenation). `leaves` always gives the present refinement.
 """

@@ -61,14 +61,14 @@ def _counts(operator: Any, rule: Rule, line: str) -> str | None:
 
 def _letters(rule: Rule, line: str) -> str | None:
     left, right = _names(rule.inputs), _names(rule.outputs)
-    for name in right:
+    for name in sorted(right):
         if name not in left and not is_whole(name) and name != ELLIPSIS:
             return f"{name!r} stands only on the right of {line!r}: no operand says how it is cut"
-    for name in left | right:
+    for name in sorted(left | right):
         if name.upper() != name and name.upper() in left | right:
             return f"{line!r} says both {name!r} (free) and {name.upper()!r} (whole)"
     plain = {token for tokens in (*rule.inputs, *rule.outputs) for token in tokens if isinstance(token, str)}
-    for name in (left | right) - plain - {NEVER}:
+    for name in sorted((left | right) - plain - {NEVER}):
         return f"{name!r} stands only inside a product of {line!r}: its size is known from nowhere"
     if rule.kernels:
         return f"{line!r} names a local kernel; an operator of yours has none"
