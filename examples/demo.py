@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -46,7 +47,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped")
         return 130
-    except mp.ProcessRaisedException as error:
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
         console.print(f"[red]rank {error.error_index} failed[/]")
         console.print(str(error), markup=False)
         return 1
@@ -59,13 +60,17 @@ def train_on_ranks(steps: int) -> State:
     """The parameters after training on all ranks."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "state.pt"
+        # Ranks inherit that they ignore ctrl-C: it is for this process, which stops them.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         ranks = mp.start_processes(run_rank, (free_port(), steps, path), nprocs=RANKS, join=False)
+        signal.signal(signal.SIGINT, handler)
         try:
             while not ranks.join():
                 pass
         finally:
             for process in ranks.processes:
                 process.kill()
+            console.show_cursor()
         return torch.load(path)
 
 
