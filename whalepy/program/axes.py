@@ -179,11 +179,12 @@ class Axes:
     def _known(self, size: Size) -> Size:
         if isinstance(size, int) or not self._equal:
             return size
-        while True:
-            known = size.subs(self._equal)
+        while not isinstance(size, int):
+            known = as_size(size.subs(list(self._equal.items())))
             if known == size:
-                return as_size(size)
+                break
             size = known
+        return size
 
 
 def strip_common(left: Dim, right: Dim) -> tuple[Dim, Dim]:

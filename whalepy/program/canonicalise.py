@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from whalepy.program.call import Call, operator_name, sizes_of
 from whalepy.program.capture_sizes import fake_mode_of
@@ -57,7 +58,7 @@ class _Builder:
         with self.graph.inserting_before(self.node):
             new = self.graph.call_function(target, args, kwargs)
         new.meta.update({k: v for k, v in self.node.meta.items() if k in ("where", "scope", "no_grad")})
-        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        values = map_arg((args, kwargs), lambda n: n.meta["val"])
         with self.mode, torch.no_grad():
             new.meta["val"] = target(*values[0], **values[1])
         return new

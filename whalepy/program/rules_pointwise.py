@@ -9,7 +9,7 @@ import torch
 from whalepy.program.axes import Size
 from whalepy.program.call import Call, sizes_of
 from whalepy.program.rules import Rule, parse_rule
-from whalepy.program.rules_write import Maker, overload, write
+from whalepy.program.rules_write import Maker, write
 
 
 def _names(text: str) -> frozenset[str]:
@@ -131,18 +131,8 @@ def _channel_dropout(call: Call) -> Rule | None:
     """Whole channels are dropped: what lies within a channel stays together."""
     if call.ranks[0] < 2:
         return None
-    space = "_" * (call.ranks[0] - 2)
-    channels = f"nc{space.replace('_', 'S')}"
-    return write([[*channels[:2], *_upper(call)]], [[*channels[:2], *_upper(call)]])
-
-
-def _upper(call: Call) -> list[str]:
-    return [f"S{d}" for d in range(call.ranks[0] - 2)]
-
-
-def _two_way(call: Call) -> Rule | None:
-    """`max` and `min` of two tensors; the reducing overloads have other rules."""
-    return pointwise(call) if overload(call) == "other" else None
+    tokens = ["n", "c", *(f"S{d}" for d in range(call.ranks[0] - 2))]
+    return write([tokens], [tokens])
 
 
 MAKERS: dict[str, Maker] = {

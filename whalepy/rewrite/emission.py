@@ -54,7 +54,7 @@ def _seed(rewriter: Rewriter, i: int, new: fx.Node, modes: tuple[Mode, ...]) -> 
     levels = tuple(level for level, mode in enumerate(modes) if mode.kind == "S")
     stream = rewriter.bind(Stream(i, levels))
     new.args = (stream, *new.args)
-    new.target = kernels.Seeded(new.target)
+    new.target = kernels.Seeded(new.target)  # type: ignore[arg-type]
 
 
 def _emit_same(rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]) -> fx.Node:
@@ -231,7 +231,7 @@ SHAPED: dict[str, Emit] = {
 def _start(rewriter: Rewriter, i: int, operand: int, modes: tuple[Mode, ...], dim: int) -> int | fx.Node:
     """First index along `dim` of an operand that this rank holds."""
     op = rewriter.program.operators[i]
-    layout = tuple(operand_type(op, mode, operand) for mode in modes)
+    layout: Layout = tuple(operand_type(op, mode, operand) for mode in modes)
     source, r = op.operands[operand]
     terms = rewriter.terms(source, r, layout)[dim]
     return rewriter.bind(Start(terms)) if any(term.chain for term in terms) else 0
@@ -298,7 +298,7 @@ def _emit_batch_statistics(
     rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
 ) -> fx.Node:
     op = rewriter.program.operators[i]
-    layout = tuple(operand_type(op, mode, 0) for mode in modes)
+    layout: Layout = tuple(operand_type(op, mode, 0) for mode in modes)
     source, r = op.operands[0]
     rows = rewriter.local_size(rewriter.terms(source, r, layout)[0])
     whole = as_size(node.meta["val"][0].shape[0])

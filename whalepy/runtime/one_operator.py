@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from whalepy.planner.decide import Cut, Decisions
@@ -108,7 +109,7 @@ def one_operator(target: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
 
     fx_args, fx_kwargs = pytree.tree_map(leaf, (tuple(args), dict(kwargs)))
     call = graph.call_function(target, fx_args, fx_kwargs)
-    fake_args, fake_kwargs = fx.node.map_arg((fx_args, fx_kwargs), lambda node: node.meta["val"])
+    fake_args, fake_kwargs = map_arg((fx_args, fx_kwargs), lambda node: node.meta["val"])
     with mode, torch.no_grad():
         call.meta["val"] = target(*fake_args, **fake_kwargs)
     graph.output(tuple(_members(graph, call)))
