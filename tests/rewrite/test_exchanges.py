@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tests.programs import CASES, exchanges_of, made_case
-from whalepy.rewrite.exchanges import Exchange, group_of, placements
+from tests import models
+from tests.block import block
+from tests.fuzz import random_decisions
+from tests.programs import CASES, ResidualWithLoss, exchanges_of, made_case, program_of
+from whalepy.rewrite.exchanges import SUMMED_IN, Exchange, group_of, placements
+from whalepy.rewrite.rewrite import rewrite
 from whalepy.rewrite.sizes import Held, local_shape
 from whalepy.rewrite.terms import terms_of
-from whalepy.runtime.build import Analysed
+from whalepy.rewrite.verify import verify
+from whalepy.runtime.build import Analysed, subject_of
 from whalepy.runtime.extents import Binder, Extents, Grid
 from whalepy.runtime.groups import Blocks, Group
-from whalepy.runtime.kernels import Segment, Shard, _shared
+from whalepy.runtime.kernels import _REDUCED_IN, Segment, Shard, _shared
 from whalepy.runtime.programs import example_sizes
 
 Note = tuple[int, str, str, tuple[int, ...], tuple[int, ...]]  # level, collective, dtype, sends, receives
@@ -114,6 +119,39 @@ def test_a_rank_issues_what_is_collected_for_it(name: str) -> None:
     collected = exchanges_of(made)
     for rank, coordinates in enumerate(product(*map(range, made.decisions.mesh))):
         assert notes_of(made, coordinates) == [as_note(exchange) for exchange in collected[rank]]
+
+
+MESHES = [(2,), (3,), (2, 2), (2, 3)]
+FUZZED = {
+    "block": (lambda: (block()[0], [block()[1]]), range(16)),
+    "gpt2": (lambda: models.gpt2(layers=1), range(12)),
+    "bert": (lambda: models.bert(layers=1), range(12)),
+    "channels": (lambda: (ResidualWithLoss(), models.residual()[1]), range(12)),
+}
+SLOW = {"gpt2", "bert", "channels"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FUZZED])
+def test_random_plans_issue_what_is_collected(name: str) -> None:
+    make, seeds = FUZZED[name]
+    model, batches = make()
+    program = program_of(model, batches[0])
+    subject = subject_of(program)
+    kinds: set[str] = set()
+    for seed in seeds:
+        mesh = MESHES[seed % len(MESHES)]
+        decisions, _ = random_decisions(mesh, seed)(subject, [1.0] * prod(mesh))
+        made = Analysed(program, decisions, rewrite(program, decisions))
+        collected = exchanges_of(made)
+        verify(collected)
+        for rank, coordinates in enumerate(product(*map(range, mesh))):
+            assert notes_of(made, coordinates) == [as_note(exchange) for exchange in collected[rank]], (seed, rank)
+        kinds.update(exchange.kind for exchange in collected[0])
+    assert kinds == {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"}
+
+
+def test_reductions_are_counted_in_the_dtype_they_run_in() -> None:
+    assert SUMMED_IN == _REDUCED_IN
 
 
 # -- counts of what positions share, against those of the kernels

@@ -37,6 +37,15 @@ _INSIDE: dict[object, int] = {kernels.class_parallel: 3}
 """Kernels that communicate inside: how often they all-reduce one number per row of their first operand, forward."""
 
 
+SUMMED_IN = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.bool: torch.uint8,
+    torch.int16: torch.int32,
+}
+"""Where an all-reduce sums in another dtype than that of the value: for exactness, or as backends lack it."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """One collective as one rank issues it."""
@@ -231,9 +240,10 @@ def _is_differentiable(node: fx.Node) -> bool:
 def counts(
     crossing: Crossing, sizes: LocalSizes, coordinates: Coordinates, mesh: Sequence[int], known: set[Any]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(elements sent to, elements received from) each position, as this place sees it; None for a value of no elements.
+    """(elements sent to, elements received from) each position, as this place sees it; None where nothing moves.
 
-    Both are empty where the shape depends on data.
+    That is a value of no elements, or one that lies the same before and after. Both are empty where the shape depends
+    on data.
     """
     binding = crossing.binding
     if not symbols_in(binding.terms) <= known:
@@ -254,6 +264,8 @@ def counts(
     if before is None and after is not None:
         return tuple(map(after.elements, positions)), (after.elements(me),) * len(positions)
     assert before is not None and after is not None
+    if before == after:  # cut by different weights, but into the same parts
+        return None
     sent = tuple(before.shared(me, after, other) for other in positions)
     return sent, tuple(before.shared(other, after, me) for other in positions)
 
@@ -266,14 +278,14 @@ def exchange(crossing: Crossing, numbers: tuple[tuple[int, ...], tuple[int, ...]
     """The communication as one rank of the group issues it."""
     collective = crossing.collective
     assert collective is not None
-    dtype = str(crossing.dtype).removeprefix("torch.")
+    dtype = SUMMED_IN.get(crossing.dtype, crossing.dtype) if collective == "all-reduce" else crossing.dtype
     return Exchange(
         crossing.bridge,
         crossing.position,
         crossing.binding.level,
         group,
         collective,
-        dtype,
+        str(dtype).removeprefix("torch."),
         *numbers,
         crossing.backward,
         crossing.at,
