@@ -7,6 +7,12 @@ import pytest
 import torch
 
 from tests.rule_cases import Row, call, grad, ints, letters_of, mask, name_of, t, u
+from whalepy.program import functional_ops
+from whalepy.program.call import Call
+from whalepy.program.layout import Mode
+from whalepy.program.rule_table import rule_of
+from whalepy.runtime.check_rule import SHARES, letter_of, refuse_difference
+from whalepy.runtime.one_operator import Trial, one_operator
 
 a = torch.ops.aten
 
@@ -200,3 +206,15 @@ ROWS: list[Row] = [
 @pytest.mark.parametrize(("row", "letters"), ROWS, ids=name_of)
 def test_split_run_and_recombined_equals_the_operator(row: Callable[[], Any], letters: str | None) -> None:
     assert letters_of(row) == letters
+
+
+def test_batch_norm_in_training_is_free_in_its_channels() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = grad(t(4, 6, 3)), grad(t(6)), grad(t(6))
+    one = one_operator(functional_ops.batch_norm, (x, weight, bias, t(6), u(6), True, 0.1, 1e-5, True), {})
+    rule = rule_of(Call(one.program.nodes[one.index]))
+    assert rule is not None
+    free = {letter_of(rule, option): option for option in one.operator.options}
+    assert list(free) == ["n", "c"]  # by rows each device has statistics of its own: not the whole operator's
+    for shares in SHARES:
+        refuse_difference(Trial(one, (shares,), (Mode("S", free["c"]),)), rule, "cut along 'c'")

@@ -223,6 +223,7 @@ SHAPED: dict[str, Emit] = {
     **dict.fromkeys(tuple(_SIZED_BY_SCALAR), _emit_arange),
     **{f"aten.{name}": _emit_guarded for name in GUARDED},
     **{f"aten.{name}": _emit_convolution for name in CONVOLUTIONS},
+    "whalepy.program.functional_ops.batch_norm": _emit_guarded,
     "aten.repeat_interleave": _emit_repeat_interleave,
     "aten.affine_grid_generator": _emit_affine_grid,
 }
