@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 
 import pytest
@@ -26,4 +27,6 @@ class Golden:
             pytest.skip(f"{path.name} is written: read the difference, then run without {UPDATE}")
         if not path.exists():
             pytest.fail(f"{path.name} is not there: run pytest {UPDATE}")
-        assert text.splitlines() == path.read_text().splitlines()
+        changes = list(unified_diff(path.read_text().splitlines(), text.splitlines(), path.name, "now", lineterm=""))
+        if changes:
+            pytest.fail("\n".join(changes))

@@ -66,9 +66,9 @@ class ResidualWithLoss(nn.Module):
 
 CASES: dict[str, tuple[Callable[[], models.Made], Callable[[], dict[str, Any]], tuple[float, ...]]] = {
     "gpt2, rows": (lambda: models.gpt2(layers=1), lambda: {"": whalepy.replicate(3)}, (1, 1, 0.5)),
-    "gpt2, everything": (models.gpt2, lambda: {"": whalepy.split(2, shares=[3, 1])}, (1, 1)),
+    "gpt2, everything": (lambda: models.gpt2(layers=1), lambda: {"": whalepy.split(2, shares=[3, 1])}, (1, 1)),
     "gpt2, rows and blocks": (
-        models.gpt2,
+        lambda: models.gpt2(layers=2),
         lambda: {"": whalepy.replicate(2), "transformer.h.*": whalepy.split(2, shares=[3, 1])},
         (1, 1, 0.5, 0.5),
     ),

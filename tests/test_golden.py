@@ -10,7 +10,7 @@ from tests.golden import Golden
 def test_a_text_is_compared_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     Golden(update=False, directory=tmp_path)("a", "one\ntwo")
-    with pytest.raises(AssertionError):
+    with pytest.raises(pytest.fail.Exception, match=r"-two\n\+three"):
         Golden(update=False, directory=tmp_path)("a", "one\nthree")
 
 

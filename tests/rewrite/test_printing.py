@@ -32,7 +32,7 @@ def test_scopes_of_one_block(made: Analysed, golden: Golden) -> None:
 
 
 def test_axes_of_gpt2(golden: Golden) -> None:
-    model, batches = models.gpt2()
+    model, batches = models.gpt2(layers=2)
     golden("gpt2_axes", axes_text(program_of(model, batches[0])))
 
 
