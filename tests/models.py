@@ -34,7 +34,7 @@ def language_batches(sizes: Sequence[tuple[int, int]] = ((ROWS, LENGTH),), *, ig
     return batches
 
 
-def gpt2(batches: list[Any] | None = None, layers: int = 2) -> Made:
+def gpt2(batches: list[Any] | None = None, layers: int = 1) -> Made:
     """GPT-2: the embedding tied to the head, query, key and value in one weight."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -43,7 +43,7 @@ def gpt2(batches: list[Any] | None = None, layers: int = 2) -> Made:
     return _made(GPT2LMHeadModel, config, batches)
 
 
-def bert(batches: list[Any] | None = None, layers: int = 2) -> Made:
+def bert(batches: list[Any] | None = None, layers: int = 1) -> Made:
     from transformers import BertConfig, BertForMaskedLM
 
     size = {"num_hidden_layers": layers, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}

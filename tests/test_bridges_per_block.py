@@ -65,12 +65,9 @@ def collectives(program: Rewritten) -> tuple[list[str], list[str]]:
     return forward, backward
 
 
-@pytest.mark.parametrize("shares", [(1, 1), (3, 1)])
 @pytest.mark.parametrize(("make", "pattern", "classes", "expected"), BLOCKS.values(), ids=BLOCKS)
-def test_one_block_has_the_fewest_collectives(
-    make: Any, pattern: str, classes: Any, expected: tuple[int, int], shares: tuple[int, ...]
-) -> None:
-    one, two = (collectives(program_under_split(make, pattern, classes, shares, layers)) for layers in (1, 2))
+def test_one_block_has_the_fewest_collectives(make: Any, pattern: str, classes: Any, expected: tuple[int, int]) -> None:
+    one, two = (collectives(program_under_split(make, pattern, classes, (3, 1), layers)) for layers in (1, 2))
     forward, backward = (Counter(after) - Counter(before) for before, after in zip(one, two, strict=True))
     assert forward == {"P->R": expected[0]}, two
     assert backward == {"R->B": expected[1]}, two

@@ -60,13 +60,15 @@ def padded() -> models.Made:
 
 STEPS: dict[str, Run] = {
     "ranks without rows": Run(changing_rows, three, 3),
-    "ranks without rows under replicate > split": Run(changing_rows, nested_blocks, 4),
     "another length in each step": Run(changing_lengths, split_blocks, 2, dtype=torch.float32),
     "padding": Run(padded, uneven, 2),
     "two train_steps for each optimizer step": Run(changing_lengths, uneven, 2, accumulate=2),
-    "accumulation under split": Run(models.gpt2, split_blocks, 2, accumulate=2, dtype=torch.float32),
     "evaluation and outputs, replicate": Run(models.gpt2, uneven, 2, steps=1, evaluate=True, output=logits),
     "evaluation and outputs, split": Run(models.gpt2, split_blocks, 2, steps=1, evaluate=True, output=logits),
+}
+MORE_STEPS: dict[str, Run] = {
+    "ranks without rows under replicate > split": Run(changing_rows, nested_blocks, 4),
+    "accumulation under split": Run(models.gpt2, split_blocks, 2, accumulate=2, dtype=torch.float32),
 }
 
 
@@ -75,10 +77,18 @@ def test_steps(workers: Pool, run: Run) -> None:
     compare(workers, run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("run", MORE_STEPS.values(), ids=MORE_STEPS)
+def test_more_steps(workers: Pool, run: Run) -> None:
+    compare(workers, run)
+
+
 # -- the norm
 
 
-@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize(
+    "norm_type", [2.0, pytest.param(1.0, marks=pytest.mark.slow), pytest.param(float("inf"), marks=pytest.mark.slow)]
+)
 def test_clipping(workers: Pool, norm_type: float) -> None:
     """`shared` of the outcomes holds the norm: its bits are the same on every rank."""
     compare(workers, Run(models.gpt2, nested_blocks, 4, steps=2, clip=(0.01, norm_type)))

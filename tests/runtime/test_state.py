@@ -31,8 +31,8 @@ def split_other_way() -> dict[str, Any]:
 
 def compiled(scopes: Scopes, seed: int) -> tuple[ParallelModel, torch.nn.Module]:
     """A compiled model, and the local model with the same values."""
-    model, batches = models.gpt2(layers=1)
-    local, _ = models.gpt2(layers=1)
+    model, batches = models.gpt2()
+    local, _ = models.gpt2()
     shift = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
