@@ -1,4 +1,4 @@
-"""Random plans: every operator in a random legal mode, unequal sizes, random parameter storage. Correct whatever the plan."""
+"""Random plans: every operator in a random legal mode, unequal sizes, random parameter storage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def random_decisions(mesh: tuple[int, ...], seed: int, density: float = 0.7):
 
 
 def _random_level(
-    ops: Operators, index: int, mesh: tuple[int, ...], outer: tuple[tuple[Mode, ...], ...], rng: random.Random, density: float
+    ops: Operators,
+    index: int,
+    mesh: tuple[int, ...],
+    outer: tuple[tuple[Mode, ...], ...],
+    rng: random.Random,
+    density: float,
 ) -> tuple[Mode, ...]:
     count = len(ops.items)
     level = Level(index, mesh[index], (None,) * count, (0,) * count, None, {}, outer, 1)
@@ -71,7 +76,7 @@ def _random_layout(subject: Subject, i: int, mesh: tuple[int, ...], rng: random.
 def _users(ops: Operators, i: int) -> list[list[Place]]:
     found: list[list[Place]] = []
     for op in ops.items:
-        found.extend([[p for p in _places(op, k)] for k, key in enumerate(op.operands) if key == (i, 0)])
+        found.extend([_places(op, k) for k, key in enumerate(op.operands) if key == (i, 0)])
     return found
 
 
@@ -82,6 +87,8 @@ def _places(op: Operator, k: int) -> list[Place]:
 def _fits(place: Place, layout: list[Type]) -> bool:
     """A sum is cut along one axis on all levels."""
     return all(
-        not isinstance(t, Sharded) or (t.place.dim, t.place.term) != (place.dim, place.term) or t.place.axis == place.axis
+        not isinstance(t, Sharded)
+        or (t.place.dim, t.place.term) != (place.dim, place.term)
+        or t.place.axis == place.axis
         for t in layout
     )

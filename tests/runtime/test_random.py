@@ -1,4 +1,4 @@
-"""Random operators: one mask where ranks compute the same, different ones where they hold shards; repeatable by seed."""
+"""Random operators: one mask where ranks compute alike, different ones where they hold shards; repeatable."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
         name: tuple(made.parameters[i] for made in assignments) for i, name in subject.names.items()
     }
     modes = tuple(zip(*outer, strict=True)) if outer else ((),) * len(subject.operators.items)
-    stored: dict[str, Layout] = {name: tuple(map(stored_type, layout)) for name, layout in read.items()}
+    stored: dict[str, Layout] = {name: tuple(stored_type(t) for t in layout) for name, layout in read.items()}
     return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts, stored), found
 
 

@@ -14,7 +14,7 @@ from whalepy.program.axes import Axes, Dim, Size, as_size
 from whalepy.program.call import Call, results, sizes_of
 from whalepy.program.capture import Captured, Placeholder
 from whalepy.program.costs import flops_of, hinted
-from whalepy.program.layout import Operator
+from whalepy.program.layout import Operator, OperatorKind
 from whalepy.program.options import Dims, options, unify
 from whalepy.program.rule_table import RANDOM, rule_of
 
@@ -24,7 +24,7 @@ Value = tuple[int, int]
 
 @dataclass(frozen=True)
 class Program:
-    """A captured graph with its axes and operators; `operators[i]` is the i-th node that yields tensors, or the output."""
+    """A captured graph with its axes and operators: the nodes that yield tensors, and the output, in order."""
 
     captured: Captured
     axes: Axes
@@ -52,7 +52,7 @@ def analyse(captured: Captured, hints: Mapping[sympy.Symbol, int]) -> Program:
     """The axes and operators of a captured graph, costed at the sizes of `hints`. The graph is read, not changed."""
     graph = captured.graph.graph
     mark_iotas(graph)
-    axes = Axes()
+    axes = Axes(hints)
     batch, dims = _leaf_dims(captured, axes)
     calls = [Call(node) for node in graph.nodes if node.op == "call_function" and not _is_getitem(node)]
     for node in graph.nodes:
@@ -84,7 +84,7 @@ def producer(node: fx.Node) -> tuple[fx.Node, int]:
 
 
 def mark_iotas(graph: fx.Graph) -> None:
-    """Tag integer values that count 0, 1, ... along one dim and are constant along the others: meta['iota'] = the dim."""
+    """Tag integer values that count 0, 1, ... along one dim, constant along the others: meta["iota"] is the dim."""
     for node in graph.nodes:
         counted = _iota_dim(node)
         if counted is not None:
@@ -187,18 +187,21 @@ def _operator(
     rule = rule_of(call) if node.op == "call_function" else None
     ways = options(axes, rule, [dims[o][0] for o in call.operands], dims[node]) if rule is not None else ()
     values = call.results
-    kinds = {p.node: p.kind for p in captured.placeholders}
+    kinds: dict[str, OperatorKind] = {p.node: p.kind for p in captured.placeholders}
+    kind: OperatorKind = "call" if node.op == "call_function" else kinds.get(node.name, "output")
     return Operator(
         name=node.name,
         target=call.name if node.op == "call_function" else node.op,
-        kind="call" if node.op == "call_function" else kinds.get(node.name, "output"),
+        kind=kind,
         operands=tuple((place[source], index) for source, index in sources),
         operand_grad=tuple(grads[operand] for operand in call.operands),
         result_grad=tuple(grads[node] and (v.dtype.is_floating_point or v.dtype.is_complex) for v in values),
         options=ways,
         additive=rule.additive if rule is not None else frozenset(),
         linear=rule.linear if rule is not None else (),
-        result_bytes=tuple(hinted(sizes_of(v), hints) * v.element_size() for v in values) if node.op != "output" else (),
+        result_bytes=tuple(hinted(sizes_of(v), hints) * v.element_size() for v in values)
+        if node.op != "output"
+        else (),
         flops=flops_of(call, hints) if node.op == "call_function" else 0,
         scope=tuple(node.meta.get("scope", ())),
         where=str(node.meta.get("where") or ""),

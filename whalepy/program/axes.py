@@ -7,7 +7,8 @@ refined into a product of smaller ones (`768 -> 3 x 12 x 64`) or into a sum of p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sympy
 
@@ -18,10 +19,18 @@ Dim = tuple[int, ...]
 def as_size(size: object) -> Size:
     """An int where the size is known, else a sympy expression over the free sizes."""
     node = getattr(size, "node", None)
-    expr = node.expr if node is not None else size
+    expr = size if node is None else _constant(node.shape_env, node.expr)
     if isinstance(expr, sympy.Expr) and not expr.is_Integer:
         return expr
     return int(expr)  # type: ignore[call-overload]
+
+
+def _constant(shape_env: Any, expr: sympy.Basic) -> sympy.Basic:
+    """The one value that an expression takes over the ranges of its free sizes, where it has but one."""
+    if not expr.atoms(sympy.Function):
+        return expr
+    bounds = shape_env.bound_sympy(expr)
+    return bounds.lower if bounds.is_singleton() else expr
 
 
 def divide(total: Size, part: Size) -> Size | None:
@@ -35,10 +44,21 @@ def divide(total: Size, part: Size) -> Size | None:
     return as_size(quotient)
 
 
+def evaluate(size: Size | sympy.Basic, values: Mapping[sympy.Symbol, int]) -> int:
+    """A size at these values of the free sizes."""
+    return size if isinstance(size, int) else int(substituted(size, values))  # type: ignore[call-overload]
+
+
+def substituted(expression: sympy.Basic, values: Mapping[sympy.Symbol, int]) -> sympy.Basic:
+    """An expression at these values of the free sizes."""
+    return expression.xreplace({symbol: sympy.Integer(value) for symbol, value in values.items()})
+
+
 class Axes:
     """Union-find over axes with refinement; sizes are ints or expressions over the free sizes of the inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, hints: Mapping[sympy.Symbol, int] | None = None) -> None:
+        self._hints = dict(hints or {})
         self._parent: list[int] = []
         self._size: list[Size] = []
         self._product: dict[int, Dim] = {}
@@ -98,10 +118,10 @@ class Axes:
         one, other = self._known(one), self._known(other)
         if one == other:
             return
-        if isinstance(one, sympy.Symbol):
-            self._equal[one] = other
-        elif isinstance(other, sympy.Symbol):
-            self._equal[other] = one
+        for symbol, same in ((one, other), (other, one)):
+            if isinstance(symbol, sympy.Symbol) and symbol not in getattr(same, "free_symbols", ()):
+                self._equal[symbol] = same
+                return
 
     def match(self, left: Sequence[int], right: Sequence[int]) -> None:
         """Make two products of equal total size the same axes, from both ends, refining where sizes divide.
@@ -168,6 +188,8 @@ class Axes:
             return False
         if (a in self._fixed and b in self._sum) or (b in self._fixed and a in self._sum):
             return False
+        if not self._alike(self.size(a), self.size(b)):
+            return False
         self.equate(self._size[b], self._size[a])
         keep, drop = (a, b) if (a in self._sum or b not in self._sum) else (b, a)
         self._parent[drop] = keep
@@ -176,11 +198,18 @@ class Axes:
         self.version += 1
         return True
 
+    def _alike(self, one: Size, other: Size) -> bool:
+        """Whether two sizes are equal at the example's sizes, as far as these tell: a size of 1 there broadcasts."""
+        if one == other:
+            return True
+        known = [substituted(sympy.sympify(size), self._hints) for size in (one, other)]
+        return known[0] == known[1] or any(value.free_symbols for value in known)
+
     def _known(self, size: Size) -> Size:
         if isinstance(size, int) or not self._equal:
             return size
         while not isinstance(size, int):
-            known = as_size(size.subs(list(self._equal.items())))
+            known = as_size(size.xreplace({symbol: sympy.sympify(same) for symbol, same in self._equal.items()}))
             if known == size:
                 break
             size = known

@@ -90,11 +90,13 @@ def _slices_to_splits(graph: fx.Graph, build: _Builder) -> None:
             stretch = _stretch(Call(node))
             if stretch is not None:
                 found.setdefault((node.args[0], stretch[0]), []).append((*stretch[1:], node))
-    for (source, d), stretches in found.items():
+    parts: dict[fx.Node, fx.Node] = {}
+    for (read, d), stretches in found.items():
+        source = parts.get(read, read)
         edges = sorted({(start, end) for start, end, _ in stretches})
         tiles = len(edges) > 1 and all(a[1] == b[0] for a, b in itertools.pairwise(edges))
         if tiles and (edges[0][0], edges[-1][1]) == (0, sizes_of(source.meta["val"])[d]):
-            _split(build, source, d, edges, stretches)
+            parts.update(_split(build, source, d, edges, stretches))
 
 
 def _stretch(call: Call) -> tuple[int, int, int] | None:
@@ -114,14 +116,17 @@ def _split(
     d: int,
     edges: Sequence[tuple[int, int]],
     stretches: Sequence[tuple[int, int, fx.Node]],
-) -> None:
+) -> dict[fx.Node, fx.Node]:
+    """Replaces the slices; the part that stands for each."""
     order = {node: k for k, node in enumerate(build.graph.nodes)}
     first = min((node for *_, node in stretches), key=order.__getitem__)
     split = build.at(first)(aten.split_with_sizes.default, source, [end - start for start, end in edges], d)
     parts = [build(operator.getitem, split, k) for k in range(len(edges))]
-    for start, end, node in stretches:
-        node.replace_all_uses_with(parts[edges.index((start, end))])
+    stands = {node: parts[edges.index((start, end))] for start, end, node in stretches}
+    for node, part in stands.items():
+        node.replace_all_uses_with(part)
         build.graph.erase_node(node)
+    return stands
 
 
 def _like(build: _Builder, call: Call) -> fx.Node | None:

@@ -7,13 +7,13 @@ from math import prod
 
 import sympy
 
-from whalepy.program.axes import Size
+from whalepy.program.axes import Size, evaluate
 from whalepy.program.call import Call, sizes_of
 
 
 def hint(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
     """A size at the example inputs."""
-    return size if isinstance(size, int) else int(size.subs(hints))
+    return evaluate(size, hints)
 
 
 def hinted(sizes: Sequence[Size], hints: Mapping[sympy.Symbol, int]) -> int:

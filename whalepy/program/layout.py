@@ -8,7 +8,6 @@ from typing import Literal
 
 from whalepy.program.options import Option, Place
 
-PARTIAL_RESULTS = "P"
 REPLICATED_RESULT_KERNELS = frozenset({"class_parallel"})
 """Kernels that communicate inside and give every device the whole result."""
 
@@ -42,13 +41,16 @@ class Mode:
 REPLICATED = Mode()
 
 
+OperatorKind = Literal["parameter", "buffer", "constant", "input", "call", "output"]
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator as the planner sees it: shapes, bytes and axes, no tensors."""
 
     name: str
     target: str
-    kind: Literal["parameter", "buffer", "constant", "input", "call", "output"]
+    kind: OperatorKind
     operands: tuple[tuple[int, int], ...]
     """Producer of each tensor operand: (operator index, result index)."""
     operand_grad: tuple[bool, ...]
@@ -145,7 +147,9 @@ def value_kind(kind: Type) -> Type:
 
 def gradient_kind(kind: Type) -> Type:
     """What the gradient of such a value is."""
-    return {"R": "R", "B": "P", "P": "R"}[kind] if isinstance(kind, str) else kind
+    if isinstance(kind, Sharded):
+        return kind
+    return "P" if kind == "B" else "R"
 
 
 def communicates(source: Type, target: Type) -> bool:

@@ -33,9 +33,7 @@ class Option:
     kernel: str | None = None
 
 
-def unify(
-    axes: Axes, rule: Rule, inputs: Sequence[Dims], outputs: Sequence[Dims], counted: dict[str, Dim]
-) -> None:
+def unify(axes: Axes, rule: Rule, inputs: Sequence[Dims], outputs: Sequence[Dims], counted: dict[str, Dim]) -> None:
     """Make the axes of an operator's operands and results the same where its rule says so.
 
     `counted` keeps the axes of factors that only a known size defines, from one call for this operator to the next.
@@ -173,9 +171,7 @@ class _Spot:
     leaves: Dim
 
 
-def _occurrences(
-    axes: Axes, rule: Rule, inputs: Sequence[Dims], outputs: Sequence[Dims]
-) -> dict[str, list[_Spot]]:
+def _occurrences(axes: Axes, rule: Rule, inputs: Sequence[Dims], outputs: Sequence[Dims]) -> dict[str, list[_Spot]]:
     """For each factor, where it stands; a factor standing twice in one value, or unaligned, is left out."""
     found: dict[str, list[_Spot]] = {}
     bad: set[str] = set()

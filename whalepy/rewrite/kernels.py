@@ -30,9 +30,7 @@ def retype(x: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> tor
     return move(x)
 
 
-def masked_embedding(
-    weight: torch.Tensor, indices: torch.Tensor, start: int, padding_idx: int = -1
-) -> torch.Tensor:
+def masked_embedding(weight: torch.Tensor, indices: torch.Tensor, start: int, padding_idx: int = -1) -> torch.Tensor:
     """Rows of a vocabulary shard that begins at `start`; zero for indices that other devices hold (a partial sum)."""
     rows = weight.shape[0]
     if rows == 0:
@@ -50,9 +48,7 @@ def masked_embedding(
 
 def local_index(x: torch.Tensor, indices: Sequence[torch.Tensor | None], starts: Sequence[int | None]) -> torch.Tensor:
     """`x[indices]` where indices with a start count from the first element of this device's shard."""
-    shifted = [
-        i if i is None or start is None else i - start for i, start in zip(indices, starts, strict=True)
-    ]
+    shifted = [i if i is None or start is None else i - start for i, start in zip(indices, starts, strict=True)]
     return torch.ops.aten.index.Tensor(x, shifted)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -212,6 +211,3 @@ def _summed(program: Program, made: Assignment) -> tuple[bool, ...]:
         source, r = producer(node)
         found.append(made.types[program.positions[source], r] == "P")
     return tuple(found)
-
-
-

@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from whalepy.errors import PlanError
 from whalepy.planner.decide import Decisions
@@ -116,7 +117,7 @@ class Rewriter:
         output = next(iter(self.program.captured.graph.graph.find_nodes(op="output")))
         replicated: Layout = ("R",) * len(self.decisions.mesh)
         wanted: list[Any] = []
-        flat = [item for item in torch.utils._pytree.tree_leaves(output.args)]
+        flat = pytree.tree_leaves(output.args)
         for i, item in enumerate(flat):
             if not isinstance(item, fx.Node):
                 wanted.append(item)
@@ -130,9 +131,7 @@ class Rewriter:
     def _call(self, i: int, node: fx.Node) -> None:
         op = self.program.operators[i]
         modes = self.decisions.modes[i]
-        wants = [
-            tuple(operand_type(op, mode, k) for mode in modes) for k in range(len(op.operands))
-        ]
+        wants: list[Layout] = [tuple(operand_type(op, mode, k) for mode in modes) for k in range(len(op.operands))]
         operands = [self._value(n, want) for n, want in zip(tensor_operands(node), wants, strict=True)]
         new = emit(self, i, node, operands, modes)
         new.meta.update({key: node.meta[key] for key in ("val", "where", "scope") if key in node.meta})

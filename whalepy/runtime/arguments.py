@@ -32,7 +32,8 @@ def as_arguments(batch: Any) -> Arguments:
 def leaf_names(arguments: Arguments) -> tuple[str, ...]:
     """`args[0]`, `kwargs['labels']`, ... per leaf."""
     paths, _ = pytree.tree_flatten_with_path(arguments)
-    return tuple(("kwargs" if path[0].idx == 1 else "args") + pytree.keystr(path[1:]) for path, _ in paths)
+    sides = ("args", "kwargs")
+    return tuple(sides[getattr(path[0], "idx", 0)] + pytree.keystr(path[1:]) for path, _ in paths)
 
 
 def leaf_shapes(arguments: Any) -> list[Shape]:

@@ -14,7 +14,7 @@ import torch
 
 from whalepy.planner.decide import Cut
 from whalepy.planner.shares import round_shares
-from whalepy.program.axes import Size
+from whalepy.program.axes import Size, evaluate, substituted
 from whalepy.program.layout import Sharded, Type
 from whalepy.rewrite.bindings import (
     Binding,
@@ -111,7 +111,7 @@ class Extents:
         if isinstance(size, int):
             return size
         if size not in self.whole_sizes:
-            self.whole_sizes[size] = int(size.subs(self.sizes.micro))
+            self.whole_sizes[size] = evaluate(size, self.sizes.micro)
         return self.whole_sizes[size]
 
     def interval(self, term: Term) -> tuple[int, int]:
@@ -232,8 +232,8 @@ class Binder:
 
 
 def _number(size: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> int | float:
-    number = sympy.sympify(size).subs(values)
-    return int(number) if number.is_integer else float(number)
+    number = substituted(size, values)
+    return int(number) if number.is_integer else float(number)  # type: ignore[call-overload,arg-type]
 
 
 def _local_type(binding: MoveBinding, kind: Type, term: Term | None, extents: Extents) -> LocalType:

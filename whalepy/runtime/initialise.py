@@ -19,8 +19,8 @@ def initial_values(model: nn.Module, device: torch.device) -> Iterator[tuple[str
     seen: set[int] = set()
     initialisers = [m for m in model.modules() if hasattr(m, "_init_weights")]
     for path, module in model.named_modules():
-        own = {**module._parameters, **module._buffers}
-        fresh = [name for name, value in own.items() if value is not None and id(value) not in seen]
+        own = {k: v for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None}
+        fresh = [name for name, value in own.items() if id(value) not in seen]
         seen.update(id(own[name]) for name in fresh)
         made = _initialised(module, initialisers, device) if any(_on_meta(own[name]) for name in fresh) else {}
         for name in fresh:

@@ -19,6 +19,7 @@ from whalepy.planner.decide import Cut
 from whalepy.planner.plan import Plan, plan_of
 from whalepy.primitives import scopes_on
 from whalepy.program.analysis import Program
+from whalepy.program.axes import evaluate
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
 from whalepy.runtime.arguments import Arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, fingerprint
@@ -182,8 +183,7 @@ def _planned(program: Program, spec: ClusterSpec, placed: Sequence[int], choices
 def _example_rows(program: Program) -> int:
     if program.batch is None:
         return 0
-    size = program.axes.size(program.batch)
-    return size if isinstance(size, int) else int(size.subs(program.hints))
+    return evaluate(program.axes.size(program.batch), program.hints)
 
 
 def _check_rows(plan: Plan, primitives: Sequence[Any]) -> None:

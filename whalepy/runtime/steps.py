@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx
 
+from whalepy.program.axes import evaluate
 from whalepy.program.capture import Captured
 from whalepy.rewrite.bindings import Stream
 from whalepy.rewrite.rewrite import Rewritten
@@ -102,5 +103,5 @@ def rows_in(captured: Captured, bindings: Mapping[sympy.Symbol, int]) -> int:
     for sizes in captured.inputs:
         dim = captured.batch_inputs[sizes.leaf]
         if dim is not None:
-            return int(sympy.sympify(sizes.shape[dim]).subs(bindings))
+            return evaluate(sizes.shape[dim], bindings)
     return 0

@@ -1,0 +1,434 @@
+"""Small models of many architectures, random weights, each with one global batch of 8 rows; no download.
+
+`CATALOGUE[name]() -> (model, batch)`; `batch` holds labels, the model returns its loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+Made = tuple[nn.Module, dict[str, Any]]
+ROWS, LENGTH, VOCABULARY = 8, 12, 96
+
+
+def _ids(length: int = LENGTH, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (ROWS, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _images(size: int = 32, channels: int = 3) -> torch.Tensor:
+    return torch.randn(ROWS, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _text(*, mask: bool = False, seq2seq: bool = False) -> dict[str, Any]:
+    ids = _ids()
+    labels = _ids(seed=1 if seq2seq else 0).clone()
+    labels[0, 4:] = -100
+    batch: dict[str, Any] = {"input_ids": ids, "labels": labels}
+    if mask:
+        attention = torch.ones_like(ids)
+        attention[1, 9:] = 0
+        attention[5, 7:] = 0
+        batch["attention_mask"] = attention
+    return batch
+
+
+def _classes(count: int = 10) -> torch.Tensor:
+    return torch.arange(ROWS) % count
+
+
+def _hf(model: str, config: str, batch: Callable[[], dict[str, Any]], **sizes: Any) -> Callable[[], Made]:
+    def make() -> Made:
+        import transformers
+
+        torch.manual_seed(0)
+        return getattr(transformers, model)(getattr(transformers, config)(**sizes)), batch()
+
+    return make
+
+
+_DECODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_DECODER, "num_key_value_heads": 2}
+_EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
+_NO_DROP = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_ENCODER = {**_DECODER, **_NO_DROP}
+_S2S = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 10,
+    **_NO_DROP,
+}
+
+
+def _pixels() -> dict[str, Any]:
+    return {"pixel_values": _images(), "labels": _classes()}
+
+
+def _masked() -> dict[str, Any]:
+    return _text(mask=True)
+
+
+def _s2s() -> dict[str, Any]:
+    return _text(mask=True, seq2seq=True)
+
+
+def _sound() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {"input_features": torch.randn(ROWS, 8, 24, generator=generator), "labels": _ids()}
+
+
+def _waves() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {"input_values": torch.randn(ROWS, 400, generator=generator), "labels": _classes()}
+
+
+def _pairs() -> dict[str, Any]:
+    return {"input_ids": _ids(), "pixel_values": _images(), "return_loss": True}
+
+
+CATALOGUE: dict[str, Callable[[], Made]] = {
+    "gpt2": _hf(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        _masked,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    ),
+    "bert": _hf("BertForMaskedLM", "BertConfig", _masked, **_ENCODER),
+    "llama": _hf("LlamaForCausalLM", "LlamaConfig", _masked, **_GROUPED),
+    "qwen3": _hf("Qwen3ForCausalLM", "Qwen3Config", _masked, **_GROUPED, head_dim=8),
+    "t5": _hf("T5ForConditionalGeneration", "T5Config", _s2s, **_T5),
+    "vit": _hf("ViTForImageClassification", "ViTConfig", _pixels, **_VISION),
+    "resnet": _hf(
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        _pixels,
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_labels=10,
+    ),
+    "gptj": _hf(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        rotary_dim=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    ),
+    "whisper": _hf(
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        _sound,
+        **{k: v for k, v in _S2S.items() if k != "max_position_embeddings"},
+        num_mel_bins=8,
+        max_source_positions=12,
+        max_target_positions=32,
+    ),
+    "clip": _hf(
+        "CLIPModel",
+        "CLIPConfig",
+        _pairs,
+        projection_dim=16,
+        text_config={**_DECODER, "eos_token_id": 95},
+        vision_config={k: v for k, v in _VISION.items() if k != "num_labels"},
+    ),
+    "mixtral": _hf("MixtralForCausalLM", "MixtralConfig", _masked, **_EXPERTS, num_local_experts=4),
+    "mistral": _hf("MistralForCausalLM", "MistralConfig", _masked, **_GROUPED, sliding_window=None),
+    "opt": _hf(
+        "OPTForCausalLM",
+        "OPTConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        dropout=0.0,
+        pad_token_id=0,
+    ),
+    "gpt_neox": _hf("GPTNeoXForCausalLM", "GPTNeoXConfig", _masked, **_DECODER),
+    "gpt_neo": _hf(
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+        intermediate_size=64,
+        resid_dropout=0.0,
+        embed_dropout=0.0,
+        attention_dropout=0.0,
+        window_size=4,
+    ),
+    "bloom": _hf(
+        "BloomForCausalLM",
+        "BloomConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        n_layer=2,
+        n_head=4,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    ),
+    "falcon": _hf("FalconForCausalLM", "FalconConfig", _masked, **_DECODER, attention_dropout=0.0, hidden_dropout=0.0),
+    "phi3": _hf("Phi3ForCausalLM", "Phi3Config", _masked, **_GROUPED),
+    "phi": _hf("PhiForCausalLM", "PhiConfig", _masked, **_DECODER),
+    "gemma": _hf("GemmaForCausalLM", "GemmaConfig", _masked, **_GROUPED, head_dim=8),
+    "gemma2": _hf("Gemma2ForCausalLM", "Gemma2Config", _masked, **_GROUPED, head_dim=8, sliding_window=8),
+    "qwen2": _hf("Qwen2ForCausalLM", "Qwen2Config", _masked, **_GROUPED),
+    "qwen2_moe": _hf(
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        _masked,
+        **_EXPERTS,
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=32,
+    ),
+    "stablelm": _hf("StableLmForCausalLM", "StableLmConfig", _masked, **_GROUPED),
+    "starcoder2": _hf("Starcoder2ForCausalLM", "Starcoder2Config", _masked, **_GROUPED),
+    "olmo": _hf("OlmoForCausalLM", "OlmoConfig", _masked, **_GROUPED),
+    "cohere": _hf("CohereForCausalLM", "CohereConfig", _masked, **_GROUPED),
+    "codegen": _hf(
+        "CodeGenForCausalLM",
+        "CodeGenConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        rotary_dim=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    ),
+    "mpt": _hf(
+        "MptForCausalLM", "MptConfig", _masked, vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=64
+    ),
+    "roberta": _hf("RobertaForMaskedLM", "RobertaConfig", _masked, **_ENCODER),
+    "albert": _hf("AlbertForMaskedLM", "AlbertConfig", _masked, **_ENCODER, embedding_size=16),
+    "distilbert": _hf(
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        dim=32,
+        hidden_dim=64,
+        n_layers=2,
+        n_heads=4,
+        max_position_embeddings=64,
+        dropout=0.0,
+        attention_dropout=0.0,
+    ),
+    "electra": _hf("ElectraForMaskedLM", "ElectraConfig", _masked, **_ENCODER, embedding_size=16),
+    "deberta_v2": _hf(
+        "DebertaV2ForMaskedLM",
+        "DebertaV2Config",
+        _masked,
+        **_ENCODER,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+    ),
+    "xlnet": _hf(
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        d_model=32,
+        n_layer=2,
+        n_head=4,
+        d_inner=64,
+        dropout=0.0,
+    ),
+    "bart": _hf("BartForConditionalGeneration", "BartConfig", _s2s, **_S2S),
+    "pegasus": _hf("PegasusForConditionalGeneration", "PegasusConfig", _s2s, **_S2S),
+    "marian": _hf("MarianMTModel", "MarianConfig", _s2s, **_S2S),
+    "swin": _hf(
+        "SwinForImageClassification",
+        "SwinConfig",
+        _pixels,
+        image_size=32,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 1],
+        num_heads=[2, 4],
+        window_size=4,
+        num_labels=10,
+        drop_path_rate=0.0,
+    ),
+    "convnext": _hf(
+        "ConvNextForImageClassification",
+        "ConvNextConfig",
+        _pixels,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_stages=2,
+        num_labels=10,
+        patch_size=4,
+    ),
+    "deit": _hf("DeiTForImageClassification", "DeiTConfig", _pixels, **_VISION),
+    "beit": _hf("BeitForImageClassification", "BeitConfig", _pixels, **_VISION, drop_path_rate=0.0),
+    "dinov2": _hf(
+        "Dinov2ForImageClassification",
+        "Dinov2Config",
+        _pixels,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        num_labels=10,
+        drop_path_rate=0.0,
+    ),
+    "mobilenet_v2": _hf(
+        "MobileNetV2ForImageClassification",
+        "MobileNetV2Config",
+        _pixels,
+        image_size=32,
+        num_labels=10,
+        depth_multiplier=0.35,
+        classifier_dropout_prob=0.0,
+    ),
+    "regnet": _hf(
+        "RegNetForImageClassification",
+        "RegNetConfig",
+        _pixels,
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        groups_width=4,
+        num_labels=10,
+    ),
+    "segformer": _hf(
+        "SegformerForImageClassification",
+        "SegformerConfig",
+        _pixels,
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        num_labels=10,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
+        **_NO_DROP,
+    ),
+    "wav2vec2": _hf(
+        "Wav2Vec2ForSequenceClassification",
+        "Wav2Vec2Config",
+        _waves,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=[8, 8],
+        conv_stride=[5, 4],
+        conv_kernel=[10, 8],
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+        num_labels=10,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        classifier_proj_size=16,
+        feat_extract_norm="layer",
+    ),
+    "mamba": _hf(
+        "MambaForCausalLM",
+        "MambaConfig",
+        _text,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+    ),
+    "longformer": _hf("LongformerForMaskedLM", "LongformerConfig", _masked, **_ENCODER, attention_window=[4, 4]),
+    "funnel": _hf(
+        "FunnelForMaskedLM",
+        "FunnelConfig",
+        _masked,
+        vocab_size=VOCABULARY,
+        d_model=32,
+        n_head=4,
+        d_head=8,
+        d_inner=64,
+        block_sizes=[1, 1],
+        num_decoder_layers=1,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    ),
+}
