@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from whalepy.program.capture_scatter import Emit, Step, scatter
+from whalepy.program.capture_scatter import Emit, Step, carried, scatter
 
 
 @dataclass(eq=False)
@@ -39,7 +39,9 @@ class Alias:
             alias = alias.parent
         for alias in reversed(stale):
             assert alias.parent is not None and alias.parent.node is not None and alias.step is not None
-            alias.node = alias.step.apply(emit, alias.parent.node)
+            again, old = alias.step.apply(emit, alias.parent.node), alias.node
+            # What is detached keeps a gradient of its own, which writes that it does not see leave alone.
+            alias.node = carried(emit, old, again) if alias.step.detaches and old is not None else again
             alias.version = alias.storage.version
         assert self.node is not None
         return self.node
@@ -59,7 +61,7 @@ class Alias:
 
     def become(self, step: Step) -> None:
         """Turns this tensor into a view of what it was (`transpose_`, `detach_`): the others keep seeing the old."""
-        old = Alias(self.fake, self.storage, self.node, self.version, self.parent, self.step)
+        old = Alias(self.fake.detach(), self.storage, self.node, self.version, self.parent, self.step)
         for other in self.storage.tensors:
             if other.parent is self:
                 other.parent = old

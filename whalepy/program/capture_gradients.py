@@ -35,6 +35,8 @@ def _idle(node: fx.Node, carrying: set[fx.Node]) -> Any:
     """What `node` equals, if all it does is to cut or carry a gradient that is not there; None otherwise."""
     if node.target is aten.lift_fresh_copy.default:  # a copy of a literal, which nobody writes to any more
         return node.args[0]
+    if node.target is aten.alias.default:
+        return node.args[0]
     if node.target is aten.detach.default and node.args[0] not in carrying:
         return node.args[0]
     if node.target is carry_gradient and node.args[0] not in carrying:

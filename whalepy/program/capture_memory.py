@@ -32,10 +32,8 @@ _FRESH = frozenset(
 
 
 def does_nothing(node: fx.Node) -> bool:
-    """Whether the call returns its first argument: an alias, or dropout out of use."""
+    """Whether the call returns its first argument itself: dropout out of use."""
     arguments: Any = node.args
-    if node.target is aten.alias.default:
-        return True
     return node.target in DROPOUTS and bool(arguments[1] == 0 or not arguments[2])
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from whalepy.errors import CaptureError
 from whalepy.program.capture_aliases import Alias, fresh, share_memory, view
 from whalepy.program.capture_memory import may_view, near_writes
-from whalepy.program.capture_scatter import Emit, Step
+from whalepy.program.capture_scatter import Emit, Step, same_shape
 from whalepy.program.capture_schema import Op
 from whalepy.program.capture_sizes import fake_mode_of
 
@@ -50,6 +50,8 @@ class Replay:
         copy.meta = dict(node.meta)
         step = Step(target, (), args, kwargs)
         result = self._replayed(node)
+        if isinstance(result, torch.Tensor) and not same_shape(result, copy.meta["val"]):
+            copy.meta["val"] = self._value_of(target, args, kwargs)  # what it reads was turned by `transpose_`
         if isinstance(result, (list, tuple)):
             self.values[node] = [
                 self._tracked(node, item, emit(operator.getitem, copy, i), replace(step, index=i))

@@ -37,6 +37,11 @@ class Step:
         result = emit(self.op, *_replaced(self.args, self.path, viewed), **self.kwargs)
         return result if self.index is None else emit(operator.getitem, result, self.index)
 
+    @property
+    def detaches(self) -> bool:
+        """Whether the view has no part in the gradient of what it views."""
+        return self.op is aten.detach.default
+
     def arg(self, position: int, name: str, default: Any) -> Any:
         """One argument of the operator."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
@@ -52,7 +57,7 @@ def scatter(emit: Emit, step: Step, viewed: fx.Node, new: fx.Node) -> fx.Node:
 
     Before: `v = step(viewed); v.copy_(new)`   After: `slice_scatter(viewed, new, ...)`, or what fits the step
     """
-    if step.op in _DETACHES:
+    if step.detaches:
         return carried(emit, viewed, new)
     rule = _SCATTERS.get(step.op) if step.path == (0,) else None
     if rule is not None:
@@ -178,7 +183,6 @@ def _scatter_by_index(emit: Emit, step: Step, viewed: fx.Node, new: fx.Node) -> 
     return emit(aten.reshape.default, put, shape)
 
 
-_DETACHES: Sequence[Any] = (aten.detach.default,)
 _IDENTITIES = (
     aten.alias.default,
     aten.contiguous.default,

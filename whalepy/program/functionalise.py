@@ -36,7 +36,7 @@ def functionalise(module: fx.GraphModule) -> Functional:
     After:  `s = select(h, 1, 0); f = fill(s, 1); h1 = select_scatter(h, f, 1, 0); y = sum(h1)`
 
     The program is replayed on fake tensors, so that memory is shared exactly where it was in the capture. `view`
-    becomes `reshape`; dropout that does nothing and `alias` vanish. Every node has meta val, where, scope and no_grad.
+    becomes `reshape`; dropout that does nothing vanishes. Every node has meta val, where, scope and no_grad.
     CaptureError: a write that has no pure form.
     """
     replay = Replay(module)
@@ -159,6 +159,9 @@ def _become_view(replay: Replay, node: fx.Node) -> list[Alias]:
     pure, alias = pure_form(node.target), replay.values[node.args[0]]  # pyright: ignore[reportArgumentType]
     if pure is None or not isinstance(alias, Alias) or node.target in _RESIZES:
         raise CaptureError(f"{node.target} has no pure form", at=node.meta.get("where"), fix=_PURE)
+    if any(other.fake is alias.fake for other in alias.storage.tensors if other is not alias):
+        # `y = x.contiguous()` may be x itself, which then turns as well.
+        raise CaptureError(f"{node.target} turns a tensor that may be another", at=node.meta.get("where"), fix=_PURE)
     args, kwargs = call_of(pure, replay.current(by_name(node), replay.emitting(node)))
     replay.run_fake(node)
     alias.become(Step(pure, (0,), args, kwargs))

@@ -119,7 +119,10 @@ def _grad_region(
     first = next((n for n in inner.graph.nodes if n.op == "call_function"), node)
     detached = [_detached(graph, value, first) for value in entering]
     outside = dict(zip(detached, entering, strict=True))
+    before = len(graph.nodes)
     results = _copy_region(inner, graph, detached, no_grad=True)
+    for copy in list(graph.nodes)[before:]:
+        _turn_outside(graph, copy, outside)
     return [_same_tensor(result, outside) for result in results]
 
 
@@ -128,10 +131,26 @@ def _same_tensor(result: Value, outside: dict[Value, Value]) -> Value:
 
     Before: `a_ = detach(a); r = add_(a_, 1)`, r used outside the region   After: a in place of r
     """
-    tensor = result
-    while isinstance(tensor, fx.Node) and tensor not in outside:
-        tensor = returned_argument(tensor)
-    return result if tensor is None else outside.get(tensor, result)
+    root = _root(result, outside)
+    return result if root is None else outside[root]
+
+
+def _root(value: Value, outside: dict[Value, Value]) -> fx.Node | None:
+    """The operand of the region that `value` is after writes; None if it is none."""
+    while isinstance(value, fx.Node) and value not in outside:
+        value = returned_argument(value)
+    return value if isinstance(value, fx.Node) else None
+
+
+def _turn_outside(graph: fx.Graph, node: fx.Node, outside: dict[Value, Value]) -> None:
+    """`transpose_` and its like on an operand of a region turn the tensor outside too, which detach would hide."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.inplace_view not in node.target.tags:
+        return
+    root = _root(node, outside)
+    if root is not None:
+        with graph.inserting_after(node):
+            turned = graph.call_function(node.target, (outside[root], *node.args[1:]), dict(node.kwargs))
+        turned.meta = dict(node.meta)
 
 
 def _detached(graph: fx.Graph, value: Value, like: fx.Node) -> Value:
