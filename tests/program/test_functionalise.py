@@ -482,9 +482,9 @@ def test_the_text_of_a_pure_graph() -> None:
     assert calls[:7] == [
         "aten.mul.Tensor",
         "aten.add.Tensor",
-        "aten.select.int",  # of h: its size is that of the write
         "aten.select.int",
-        "aten.expand.default",
+        "aten.select.int",
+        "aten.fill.Tensor",
         "aten.select_scatter.default",
         "aten.reshape.default",  # no dropout, and no view
     ]
