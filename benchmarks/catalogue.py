@@ -15,32 +15,32 @@ Made = tuple[nn.Module, dict[str, Any]]
 ROWS, LENGTH, VOCABULARY = 8, 12, 96
 
 
-def _ids(length: int = LENGTH, seed: int = 0) -> torch.Tensor:
+def ids(length: int = LENGTH, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (ROWS, length), generator=torch.Generator().manual_seed(seed))
 
 
-def _images(size: int = 32, channels: int = 3) -> torch.Tensor:
+def images(size: int = 32, channels: int = 3) -> torch.Tensor:
     return torch.randn(ROWS, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _text(*, mask: bool = False, seq2seq: bool = False) -> dict[str, Any]:
-    ids = _ids()
-    labels = _ids(seed=1 if seq2seq else 0).clone()
+    tokens = ids()
+    labels = ids(seed=1 if seq2seq else 0).clone()
     labels[0, 4:] = -100
-    batch: dict[str, Any] = {"input_ids": ids, "labels": labels}
+    batch: dict[str, Any] = {"input_ids": tokens, "labels": labels}
     if mask:
-        attention = torch.ones_like(ids)
+        attention = torch.ones_like(tokens)
         attention[1, 9:] = 0
         attention[5, 7:] = 0
         batch["attention_mask"] = attention
     return batch
 
 
-def _classes(count: int = 10) -> torch.Tensor:
+def classes(count: int = 10) -> torch.Tensor:
     return torch.arange(ROWS) % count
 
 
-def _hf(model: str, config: str, batch: Callable[[], dict[str, Any]], **sizes: Any) -> Callable[[], Made]:
+def hf(model: str, config: str, batch: Callable[[], dict[str, Any]], **sizes: Any) -> Callable[[], Made]:
     def make() -> Made:
         import transformers
 
@@ -61,11 +61,11 @@ _DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GROUPED = {**_DECODER, "num_key_value_heads": 2}
-_EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
-_NO_DROP = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-_ENCODER = {**_DECODER, **_NO_DROP}
-_S2S = {
+GROUPED = {**_DECODER, "num_key_value_heads": 2}
+_EXPERTS = {**GROUPED, "num_experts_per_tok": 2}
+NO_DROP = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+ENCODER = {**_DECODER, **NO_DROP}
+S2S = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
     "encoder_layers": 2,
@@ -102,15 +102,15 @@ _VISION = {
     "image_size": 32,
     "patch_size": 8,
     "num_labels": 10,
-    **_NO_DROP,
+    **NO_DROP,
 }
 
 
-def _pixels() -> dict[str, Any]:
-    return {"pixel_values": _images(), "labels": _classes()}
+def pixels() -> dict[str, Any]:
+    return {"pixel_values": images(), "labels": classes()}
 
 
-def _masked() -> dict[str, Any]:
+def masked() -> dict[str, Any]:
     return _text(mask=True)
 
 
@@ -120,23 +120,23 @@ def _s2s() -> dict[str, Any]:
 
 def _sound() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    return {"input_features": torch.randn(ROWS, 8, 24, generator=generator), "labels": _ids()}
+    return {"input_features": torch.randn(ROWS, 8, 24, generator=generator), "labels": ids()}
 
 
 def _waves() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    return {"input_values": torch.randn(ROWS, 400, generator=generator), "labels": _classes()}
+    return {"input_values": torch.randn(ROWS, 400, generator=generator), "labels": classes()}
 
 
 def _pairs() -> dict[str, Any]:
-    return {"input_ids": _ids(), "pixel_values": _images(), "return_loss": True}
+    return {"input_ids": ids(), "pixel_values": images(), "return_loss": True}
 
 
 CATALOGUE: dict[str, Callable[[], Made]] = {
-    "gpt2": _hf(
+    "gpt2": hf(
         "GPT2LMHeadModel",
         "GPT2Config",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         n_embd=32,
         n_layer=2,
@@ -146,24 +146,24 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     ),
-    "bert": _hf("BertForMaskedLM", "BertConfig", _masked, **_ENCODER),
-    "llama": _hf("LlamaForCausalLM", "LlamaConfig", _masked, **_GROUPED),
-    "qwen3": _hf("Qwen3ForCausalLM", "Qwen3Config", _masked, **_GROUPED, head_dim=8),
-    "t5": _hf("T5ForConditionalGeneration", "T5Config", _s2s, **_T5),
-    "vit": _hf("ViTForImageClassification", "ViTConfig", _pixels, **_VISION),
-    "resnet": _hf(
+    "bert": hf("BertForMaskedLM", "BertConfig", masked, **ENCODER),
+    "llama": hf("LlamaForCausalLM", "LlamaConfig", masked, **GROUPED),
+    "qwen3": hf("Qwen3ForCausalLM", "Qwen3Config", masked, **GROUPED, head_dim=8),
+    "t5": hf("T5ForConditionalGeneration", "T5Config", _s2s, **_T5),
+    "vit": hf("ViTForImageClassification", "ViTConfig", pixels, **_VISION),
+    "resnet": hf(
         "ResNetForImageClassification",
         "ResNetConfig",
-        _pixels,
+        pixels,
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],
         num_labels=10,
     ),
-    "gptj": _hf(
+    "gptj": hf(
         "GPTJForCausalLM",
         "GPTJConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         n_embd=32,
         n_layer=2,
@@ -174,16 +174,16 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     ),
-    "whisper": _hf(
+    "whisper": hf(
         "WhisperForConditionalGeneration",
         "WhisperConfig",
         _sound,
-        **{k: v for k, v in _S2S.items() if k != "max_position_embeddings"},
+        **{k: v for k, v in S2S.items() if k != "max_position_embeddings"},
         num_mel_bins=8,
         max_source_positions=12,
         max_target_positions=32,
     ),
-    "clip": _hf(
+    "clip": hf(
         "CLIPModel",
         "CLIPConfig",
         _pairs,
@@ -191,12 +191,12 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         text_config={**_DECODER, "eos_token_id": 95},
         vision_config={k: v for k, v in _VISION.items() if k != "num_labels"},
     ),
-    "mixtral": _hf("MixtralForCausalLM", "MixtralConfig", _masked, **_EXPERTS, num_local_experts=4),
-    "mistral": _hf("MistralForCausalLM", "MistralConfig", _masked, **_GROUPED, sliding_window=None),
-    "opt": _hf(
+    "mixtral": hf("MixtralForCausalLM", "MixtralConfig", masked, **_EXPERTS, num_local_experts=4),
+    "mistral": hf("MistralForCausalLM", "MistralConfig", masked, **GROUPED, sliding_window=None),
+    "opt": hf(
         "OPTForCausalLM",
         "OPTConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         hidden_size=32,
         ffn_dim=64,
@@ -207,11 +207,11 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         dropout=0.0,
         pad_token_id=0,
     ),
-    "gpt_neox": _hf("GPTNeoXForCausalLM", "GPTNeoXConfig", _masked, **_DECODER),
-    "gpt_neo": _hf(
+    "gpt_neox": hf("GPTNeoXForCausalLM", "GPTNeoXConfig", masked, **_DECODER),
+    "gpt_neo": hf(
         "GPTNeoForCausalLM",
         "GPTNeoConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_layers=2,
@@ -224,10 +224,10 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         attention_dropout=0.0,
         window_size=4,
     ),
-    "bloom": _hf(
+    "bloom": hf(
         "BloomForCausalLM",
         "BloomConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         hidden_size=32,
         n_layer=2,
@@ -235,29 +235,29 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         hidden_dropout=0.0,
         attention_dropout=0.0,
     ),
-    "falcon": _hf("FalconForCausalLM", "FalconConfig", _masked, **_DECODER, attention_dropout=0.0, hidden_dropout=0.0),
-    "phi3": _hf("Phi3ForCausalLM", "Phi3Config", _masked, **_GROUPED),
-    "phi": _hf("PhiForCausalLM", "PhiConfig", _masked, **_DECODER),
-    "gemma": _hf("GemmaForCausalLM", "GemmaConfig", _masked, **_GROUPED, head_dim=8),
-    "gemma2": _hf("Gemma2ForCausalLM", "Gemma2Config", _masked, **_GROUPED, head_dim=8, sliding_window=8),
-    "qwen2": _hf("Qwen2ForCausalLM", "Qwen2Config", _masked, **_GROUPED),
-    "qwen2_moe": _hf(
+    "falcon": hf("FalconForCausalLM", "FalconConfig", masked, **_DECODER, attention_dropout=0.0, hidden_dropout=0.0),
+    "phi3": hf("Phi3ForCausalLM", "Phi3Config", masked, **GROUPED),
+    "phi": hf("PhiForCausalLM", "PhiConfig", masked, **_DECODER),
+    "gemma": hf("GemmaForCausalLM", "GemmaConfig", masked, **GROUPED, head_dim=8),
+    "gemma2": hf("Gemma2ForCausalLM", "Gemma2Config", masked, **GROUPED, head_dim=8, sliding_window=8),
+    "qwen2": hf("Qwen2ForCausalLM", "Qwen2Config", masked, **GROUPED),
+    "qwen2_moe": hf(
         "Qwen2MoeForCausalLM",
         "Qwen2MoeConfig",
-        _masked,
+        masked,
         **_EXPERTS,
         num_experts=4,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=32,
     ),
-    "stablelm": _hf("StableLmForCausalLM", "StableLmConfig", _masked, **_GROUPED),
-    "starcoder2": _hf("Starcoder2ForCausalLM", "Starcoder2Config", _masked, **_GROUPED),
-    "olmo": _hf("OlmoForCausalLM", "OlmoConfig", _masked, **_GROUPED),
-    "cohere": _hf("CohereForCausalLM", "CohereConfig", _masked, **_GROUPED),
-    "codegen": _hf(
+    "stablelm": hf("StableLmForCausalLM", "StableLmConfig", masked, **GROUPED),
+    "starcoder2": hf("Starcoder2ForCausalLM", "Starcoder2Config", masked, **GROUPED),
+    "olmo": hf("OlmoForCausalLM", "OlmoConfig", masked, **GROUPED),
+    "cohere": hf("CohereForCausalLM", "CohereConfig", masked, **GROUPED),
+    "codegen": hf(
         "CodeGenForCausalLM",
         "CodeGenConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         n_embd=32,
         n_layer=2,
@@ -268,15 +268,15 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     ),
-    "mpt": _hf(
-        "MptForCausalLM", "MptConfig", _masked, vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=64
+    "mpt": hf(
+        "MptForCausalLM", "MptConfig", masked, vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=64
     ),
-    "roberta": _hf("RobertaForMaskedLM", "RobertaConfig", _masked, **_ENCODER),
-    "albert": _hf("AlbertForMaskedLM", "AlbertConfig", _masked, **_ENCODER, embedding_size=16),
-    "distilbert": _hf(
+    "roberta": hf("RobertaForMaskedLM", "RobertaConfig", masked, **ENCODER),
+    "albert": hf("AlbertForMaskedLM", "AlbertConfig", masked, **ENCODER, embedding_size=16),
+    "distilbert": hf(
         "DistilBertForMaskedLM",
         "DistilBertConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         dim=32,
         hidden_dim=64,
@@ -286,19 +286,19 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         dropout=0.0,
         attention_dropout=0.0,
     ),
-    "electra": _hf("ElectraForMaskedLM", "ElectraConfig", _masked, **_ENCODER, embedding_size=16),
-    "deberta_v2": _hf(
+    "electra": hf("ElectraForMaskedLM", "ElectraConfig", masked, **ENCODER, embedding_size=16),
+    "deberta_v2": hf(
         "DebertaV2ForMaskedLM",
         "DebertaV2Config",
-        _masked,
-        **_ENCODER,
+        masked,
+        **ENCODER,
         relative_attention=True,
         pos_att_type=["p2c", "c2p"],
     ),
-    "xlnet": _hf(
+    "xlnet": hf(
         "XLNetLMHeadModel",
         "XLNetConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         d_model=32,
         n_layer=2,
@@ -306,13 +306,13 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         d_inner=64,
         dropout=0.0,
     ),
-    "bart": _hf("BartForConditionalGeneration", "BartConfig", _s2s, **_S2S),
-    "pegasus": _hf("PegasusForConditionalGeneration", "PegasusConfig", _s2s, **_S2S),
-    "marian": _hf("MarianMTModel", "MarianConfig", _s2s, **_S2S),
-    "swin": _hf(
+    "bart": hf("BartForConditionalGeneration", "BartConfig", _s2s, **S2S),
+    "pegasus": hf("PegasusForConditionalGeneration", "PegasusConfig", _s2s, **S2S),
+    "marian": hf("MarianMTModel", "MarianConfig", _s2s, **S2S),
+    "swin": hf(
         "SwinForImageClassification",
         "SwinConfig",
-        _pixels,
+        pixels,
         image_size=32,
         patch_size=4,
         embed_dim=16,
@@ -322,22 +322,22 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         num_labels=10,
         drop_path_rate=0.0,
     ),
-    "convnext": _hf(
+    "convnext": hf(
         "ConvNextForImageClassification",
         "ConvNextConfig",
-        _pixels,
+        pixels,
         hidden_sizes=[8, 16],
         depths=[1, 1],
         num_stages=2,
         num_labels=10,
         patch_size=4,
     ),
-    "deit": _hf("DeiTForImageClassification", "DeiTConfig", _pixels, **_VISION),
-    "beit": _hf("BeitForImageClassification", "BeitConfig", _pixels, **_VISION, drop_path_rate=0.0),
-    "dinov2": _hf(
+    "deit": hf("DeiTForImageClassification", "DeiTConfig", pixels, **_VISION),
+    "beit": hf("BeitForImageClassification", "BeitConfig", pixels, **_VISION, drop_path_rate=0.0),
+    "dinov2": hf(
         "Dinov2ForImageClassification",
         "Dinov2Config",
-        _pixels,
+        pixels,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -346,29 +346,29 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         num_labels=10,
         drop_path_rate=0.0,
     ),
-    "mobilenet_v2": _hf(
+    "mobilenet_v2": hf(
         "MobileNetV2ForImageClassification",
         "MobileNetV2Config",
-        _pixels,
+        pixels,
         image_size=32,
         num_labels=10,
         depth_multiplier=0.35,
         classifier_dropout_prob=0.0,
     ),
-    "regnet": _hf(
+    "regnet": hf(
         "RegNetForImageClassification",
         "RegNetConfig",
-        _pixels,
+        pixels,
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],
         groups_width=4,
         num_labels=10,
     ),
-    "segformer": _hf(
+    "segformer": hf(
         "SegformerForImageClassification",
         "SegformerConfig",
-        _pixels,
+        pixels,
         num_encoder_blocks=2,
         depths=[1, 1],
         sr_ratios=[2, 1],
@@ -380,9 +380,9 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         num_labels=10,
         drop_path_rate=0.0,
         classifier_dropout_prob=0.0,
-        **_NO_DROP,
+        **NO_DROP,
     ),
-    "wav2vec2": _hf(
+    "wav2vec2": hf(
         "Wav2Vec2ForSequenceClassification",
         "Wav2Vec2Config",
         _waves,
@@ -406,7 +406,7 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         classifier_proj_size=16,
         feat_extract_norm="layer",
     ),
-    "mamba": _hf(
+    "mamba": hf(
         "MambaForCausalLM",
         "MambaConfig",
         _text,
@@ -415,11 +415,11 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         num_hidden_layers=2,
         state_size=8,
     ),
-    "longformer": _hf("LongformerForMaskedLM", "LongformerConfig", _masked, **_ENCODER, attention_window=[4, 4]),
-    "funnel": _hf(
+    "longformer": hf("LongformerForMaskedLM", "LongformerConfig", masked, **ENCODER, attention_window=[4, 4]),
+    "funnel": hf(
         "FunnelForMaskedLM",
         "FunnelConfig",
-        _masked,
+        masked,
         vocab_size=VOCABULARY,
         d_model=32,
         n_head=4,
