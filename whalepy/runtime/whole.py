@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import WhaleError
@@ -41,12 +42,17 @@ class WholeModel(ParallelModel):
     def start(self, example: Arguments | None = None) -> None:
         """Place this rank and take over rank 0's values. Collective; once."""
         self._take_place(self._planner())
-        model = self._recipe.model.to(self._device)
+        model = self._recipe.model
+        _check_values(model)
+        model.to(self._device)
         for value in (*model.parameters(), *model.buffers()):
             value.data.copy_(broadcast(self._host, value.data))
         self._modules.update(model._modules)
         self._parameters.update(model._parameters)
         self._buffers.update(model._buffers)
+        first = {id(value): name for name, value in (*model.named_parameters(), *model.named_buffers())}
+        keys = model.state_dict(keep_vars=True)
+        self._ties = {key: first[id(value)] for key, value in keys.items() if first.get(id(value), key) != key}
         if example is not None:
             self._remember(example)
 
@@ -61,35 +67,41 @@ class WholeModel(ParallelModel):
 
     def train_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch, on every rank; adds to `.grad`."""
-        example, weight, total = self._weighed(args, kwargs, training=True)
-        parameters = [p for p in self._recipe.model.parameters() if p.requires_grad]
+        example, weights = self._weighed(args, kwargs, training=True)
+        share = weights[self._group.position] / sum(weights)
+        model = self._recipe.model
+        kept = _Kept.of(model)
+        parameters = [p for p in model.parameters() if p.requires_grad]
         before = [p.grad for p in parameters]
         for p in parameters:
             p.grad = None
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        if weight > 0:
-            self._recipe.model.train()
-            own = self._loss(example) * (weight / total)
+        if share > 0:
+            if not model.training:
+                model.train()
+            own = self._loss(example) * share
             own.backward()
             loss = own.detach().double()
         gradients = reduce_over(self._group, [p.grad for p in parameters], parameters)
         for p, old, new in zip(parameters, before, gradients, strict=True):
             p.grad = new if old is None else old if new is None else old + new
-        self._average_buffers(weight / total)
+        self._average_buffers(kept, weights)
         self._step += 1
         return self._sum(loss).to(self._dtype())
 
     def eval_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch in evaluation mode, on every rank."""
-        example, weight, total = self._weighed(args, kwargs, training=False)
+        example, weights = self._weighed(args, kwargs, training=False)
+        share = weights[self._group.position] / sum(weights)
         model = self._recipe.model
-        was_training = model.training
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         with torch.no_grad():
-            if weight > 0:
-                loss = self._loss(example).double() * (weight / total)
-        model.train(was_training)
+            if share > 0:
+                loss = self._loss(example).double() * share
+        for module, was in modes.items():
+            module.training = was
         return self._sum(loss).to(self._dtype())
 
     def _outputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -101,17 +113,19 @@ class WholeModel(ParallelModel):
 
     def _weighed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
-    ) -> tuple[Arguments, float, float]:
-        """The arguments on the device, this rank's weight and that of all ranks."""
+    ) -> tuple[Arguments, list[float]]:
+        """The arguments on the device, and the weight of every position of the level."""
         example = normal(args, kwargs)
         leaves, dims, _ = self._agree(example, (training, "loss"))
         example = pytree.tree_unflatten(leaves, pytree.tree_structure(example))
         rows = rows_of(leaves, dims)
         weight = float(rows if self._weight is None else self._weight(*example[0], **example[1])) if rows else 0.0
-        total = float(self._sum(torch.tensor(weight, dtype=torch.float64, device=self._device)))
-        if not total > 0:
+        own = torch.zeros(self._group.size, dtype=torch.float64, device=self._device)
+        own[self._group.position] = weight
+        weights: list[float] = self._sum(own).tolist()
+        if not sum(weights) > 0:
             raise WhaleError("loss_weight is zero on every rank", fix="return the number of rows or targets that count")
-        return example, weight, total
+        return example, weights
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         return convert(value, "P", "R", self._group)
@@ -129,11 +143,57 @@ class WholeModel(ParallelModel):
         floating = [p.dtype for p in self._recipe.model.parameters() if p.dtype.is_floating_point]
         return torch.float64 if torch.float64 in floating else torch.float32
 
-    def _average_buffers(self, share: float) -> None:
-        """Buffers that the step wrote: averaged by weight where they are floats, rank 0's where they count."""
-        for buffer in self._recipe.model.buffers():
+    def _average_buffers(self, kept: _Kept, weights: Sequence[float]) -> None:
+        """Buffers that the step wrote, on whichever rank: floats averaged by weight, others from the first that ran."""
+        if not kept.buffers:
+            return
+        position = self._group.position
+        first = next(k for k, weight in enumerate(weights) if weight > 0)
+        own = torch.tensor(kept.written(self._recipe.model), dtype=torch.int64, device=self._device)
+        values = kept.put_back(self._recipe.model)
+        for buffer, value, written in zip(kept.buffers.values(), values, self._sum(own).tolist(), strict=True):
+            if not written:
+                continue
+            if buffer.dtype.is_floating_point:
+                part = value * (weights[position] / sum(weights)) if weights[position] > 0 else torch.zeros_like(value)
+            else:
+                part = value.long() if position == first else torch.zeros_like(value, dtype=torch.int64)
             with torch.no_grad():
-                if buffer.dtype.is_floating_point:
-                    buffer.copy_(self._sum(buffer.detach() * share))
-                elif self._host.size > 1:
-                    dist.broadcast(buffer, src=0)
+                buffer.copy_(self._sum(part.contiguous()))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The buffers of a model before a step: a forward may write them, or put others in their place."""
+
+    buffers: Mapping[str, torch.Tensor]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Kept:
+        buffers = dict(model.named_buffers())
+        return cls(buffers, tuple(buffer._version for buffer in buffers.values()))
+
+    def written(self, model: nn.Module) -> list[bool]:
+        """Per buffer: the model has written or replaced it since."""
+        pairs = zip(self.buffers.items(), self.versions, strict=True)
+        return [model.get_buffer(name) is not old or old._version != version for (name, old), version in pairs]
+
+    def put_back(self, model: nn.Module) -> list[torch.Tensor]:
+        """The values as the step left them; the model has its own tensors again."""
+        values = [model.get_buffer(name).detach() for name in self.buffers]
+        for name, old in self.buffers.items():
+            path, _, last = name.rpartition(".")
+            model.get_submodule(path)._buffers[last] = old
+        return values
+
+
+def _check_values(model: nn.Module) -> None:
+    """WhaleError: a value is on the meta device."""
+    state = (*model.named_parameters(), *model.named_buffers())
+    missing = [name for name, value in state if value.device.type == "meta"]
+    if missing:
+        raise WhaleError(
+            f"capture=False needs the values of the model: {missing[0]} is on the meta device ({len(missing)} in all)",
+            fix="build the model on the cpu, or call model.to_empty(device='cpu') and initialise it",
+        )
