@@ -294,7 +294,11 @@ RANKS: dict[Callable[[], Any], tuple[type[WhaleError], str]] = {
     too_many_rows_on_one_rank: (BatchError, MISFIT.format([5, 3])),
     inputs_that_disagree: (BatchError, "rank 1: inputs disagree on their rows: args[0] has 4, args[1] has 3"),
     lengths_that_differ: (BatchError, "args[0] has shape [4, 6, 6] on rank 1 and [4, 5, 6] on rank 0"),
-    dtypes_that_differ: (BatchError, "ranks were given arguments of different structure, dtypes or constants"),
+    dtypes_that_differ: (
+        BatchError,
+        "args[0] is torch.float64 on rank 1 and torch.float32 on rank 0\n"
+        "  fix: give every rank the same inputs, each with its own rows",
+    ),
     a_step_more_on_one_rank: (BatchError, "ranks are at different steps: [0, 1]"),
     another_model_on_one_rank: (
         PlanError,

@@ -71,8 +71,7 @@ WRONG = [
     # the weights do not have the rows
     (
         "b s D, b D -> b s D",
-        "the rule 'b s D, b D -> b s D' of whalepy_test.decay is wrong: it gives one letter to dims of different "
-        "sizes: a value of shape [4, 5] would be [6, 5]\n"
+        "the rule 'b s D, b D -> b s D' of whalepy_test.decay is wrong: 'b' stands for dims of 4 and 6\n"
         "  fix: give dims that are different axes different letters, or _",
     ),
     # the weights are cut too, but the rule says nothing of it

@@ -29,6 +29,12 @@ class Cut:
     weights: tuple[float, ...]
     at_least_one: bool = False
 
+    @property
+    def shares(self) -> str:
+        """The weights as shares of the smallest, `2:1`."""
+        least = min((weight for weight in self.weights if weight > 0), default=1.0)
+        return ":".join(f"{weight / least:.4g}" for weight in self.weights)
+
 
 @dataclass(frozen=True)
 class Decisions:

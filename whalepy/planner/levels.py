@@ -53,17 +53,13 @@ class Operators:
     def parameter_only(self) -> tuple[bool, ...]:
         """Whether an operator's ancestors are parameters and constants, at least one a parameter."""
         found: list[bool] = []
+        fixed: list[bool] = []  # constants, and what is made of them and of sizes
         for op in self.items:
-            if op.kind == "parameter":
-                found.append(True)
-            elif op.kind == "call" and op.operands:
-                found.append(
-                    all(found[i] or self.items[i].kind == "constant" for i, _ in op.operands)
-                    and any(found[i] for i, _ in op.operands)
-                    and not op.random
-                )
-            else:
-                found.append(False)
+            sources = [i for i, _ in op.operands]
+            plain = op.kind == "call" and not op.random
+            fixed.append(op.kind == "constant" or (plain and all(fixed[i] for i in sources)))
+            own = plain and any(found[i] for i in sources) and all(found[i] or fixed[i] for i in sources)
+            found.append(op.kind == "parameter" or own)
         return tuple(found)
 
 
@@ -289,7 +285,8 @@ def cost(ops: Operators, level: Level, made: Assignment) -> float:
     for i, op in enumerate(ops.items):
         mode = made.modes[i]
         passes = BACKWARD if any(op.result_grad) else 1
-        total += passes * op.flops / (level.size if mode.kind == "S" else 1)
+        if op.flops > sum(op.result_bytes):  # products; what only moves or combines elements follows them
+            total += passes * op.flops / (level.size if mode.kind == "S" else 1)
         for k, key in enumerate(op.operands):
             want = operand_type(op, mode, k)
             now = made.types[key]

@@ -116,18 +116,13 @@ class Plan:
             for k, cut in enumerate(self.cuts):
                 if cut.level == level:
                     what = "axes" if cut.at_least_one else "rows" if k == self.row_cuts[level] else "rows, inside"
-                    lines.append(f"           {what} {_shares(cut)}")
+                    lines.append(f"           {what} {cut.shares}")
             for (at, _), order in self.orders.items():
                 if at == level:
                     lines.append(f"           split along {', '.join(order) or 'nothing'}")
         for place, (kind, speed, rank) in enumerate(zip(self.device_types, self.speeds, self.rank_of, strict=True)):
             lines.append(f"  place {place}  rank {rank}  {kind}  speed {speed:g}")
         return "\n".join(lines)
-
-
-def _shares(cut: Cut) -> str:
-    equal = len(set(cut.weights)) == 1
-    return ":".join("1" if equal else f"{weight:g}" for weight in cut.weights)
 
 
 def plan_of(decisions: Decisions, orders: Orders, **more: Any) -> Plan:

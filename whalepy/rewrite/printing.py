@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from whalepy.planner.decide import Cut, Decisions
+from whalepy.planner.decide import Decisions
 from whalepy.planner.mesh import Chain, arrange
 from whalepy.program.analysis import Program, Value
 from whalepy.program.axes import as_size
@@ -159,7 +159,7 @@ class _Printer:
         at = " x ".join(map(str, self.coordinates))
         yield f"program of rank {self.rank}, at place {at} of {mesh}; shapes are this rank's for the example inputs"
         for level, (name, size) in enumerate(zip(self.levels, self.decisions.mesh, strict=True)):
-            shares = " or ".join(dict.fromkeys(_weights(self.decisions.cuts[cut]) for cut in self._cuts(level)))
+            shares = " or ".join(dict.fromkeys(self.decisions.cuts[cut].shares for cut in self._cuts(level)))
             cut = f", shares {shares}" if shares else ", nothing is cut"
             yield f"  {name}, position {self.coordinates[level]} of {size}{cut}"
 
@@ -224,7 +224,7 @@ class _Printer:
         """`S(0.0) -> R`; the weights too where two shards differ in nothing else."""
         texts = [str(source), str(target)]
         if texts[0] == texts[1] and isinstance(source, Sharded) and isinstance(target, Sharded):
-            texts = [f"{kind} by {_weights(self.decisions.cuts[kind.cut])}" for kind in (source, target)]
+            texts = [f"{kind} by {self.decisions.cuts[kind.cut].shares}" for kind in (source, target)]
         return " -> ".join(texts)
 
     # -- the comment
@@ -295,8 +295,3 @@ def bytes_text(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError("unreachable")
-
-
-def _weights(cut: Cut) -> str:
-    equal = len(set(cut.weights)) == 1
-    return ":".join("1" if equal else f"{weight:g}" for weight in cut.weights)

@@ -65,8 +65,6 @@ def missing_rows(names: Sequence[str], leaves: Sequence[Any], dims: Sequence[int
 
 def global_shapes(told: Sequence[Told], dims: Sequence[int | None], plan: Plan, names: Sequence[str]) -> list[Shape]:
     """Shapes of the inputs of the whole step. Raises BatchError, the same on every rank, where ranks do not fit."""
-    if len({other.structure for other in told}) > 1:
-        raise BatchError("ranks were given arguments of different structure, dtypes or constants")
     grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
     shapes: list[Shape] = []
     for k, dim in enumerate(dims):

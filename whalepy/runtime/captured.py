@@ -22,6 +22,7 @@ from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_pr
 from whalepy.runtime.extents import Binder, Grid, StepSizes, chunk
 from whalepy.runtime.groups import Group
 from whalepy.runtime.parallel import ParallelModel
+from whalepy.runtime.programs import verify_ranks
 from whalepy.runtime.steps import StepProgram, batch_symbols, place_on, rows_in, sizes_of_microbatch
 from whalepy.runtime.storage import Stored, reduce_gradients, store
 
@@ -74,14 +75,16 @@ class CapturedModel(ParallelModel):
             recipe = replace(recipe, loss_fn=None)
         captured = captured_program(recipe, *example, training=training, wants=wants)
         plan = self.plan
+        count = plan.microbatches if training and wants == "loss" else 1
         made, _ = built(
             analysed(captured, leaf_shapes(example), sync_batchnorm=recipe.sync_batchnorm),
             plan.speeds,
             plan.orders,
             base=self._chains,
             keep_rows=wants == "outputs",
-            microbatches=plan.microbatches if training and wants == "loss" else 1,
+            microbatches=count,
         )
+        verify_ranks(made, plan.rank_of, count)
         return self._runnable(made)
 
     def _has_targets(self, example: Arguments) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from whalepy.program.call import Call, results
 from whalepy.program.layout import Mode, Sharded
 from whalepy.program.options import Option
 from whalepy.program.rule_table import rule_of
-from whalepy.program.rules import Rule
+from whalepy.program.rules import NEVER, Rule
 from whalepy.program.user_rules import USER_RULES, find_operator
 from whalepy.rewrite.bindings import Reducer, Stream
 from whalepy.runtime.one_operator import SIZES, OneOperator, Parts, Trial, gradients_of, one_operator
@@ -84,17 +83,21 @@ def _refuse_ranks(one: OneOperator) -> None:
 
 
 def _refuse_unequal(one: OneOperator, rule: Rule) -> None:
-    """Raises WhaleError where one letter stands for dims of different sizes."""
-    axes = one.program.axes
-    for node, values in zip(one.program.nodes, one.program.dims, strict=True):
-        for tensor, dims in zip(results(node), values, strict=True):
-            sizes = [prod(int(axes.size(leaf)) for leaf in axes.leaves(dim)) for dim in dims]
-            if sizes != list(tensor.shape):
-                raise WhaleError(
-                    f"the rule {str(rule)!r} of {one.operator.target} is wrong: it gives one letter to dims of "
-                    f"different sizes: a value of shape {list(tensor.shape)} would be {sizes}",
-                    fix="give dims that are different axes different letters, or _",
-                )
+    """Raises WhaleError where one letter stands for dims of different sizes (but for 1, which broadcasts)."""
+    call = Call(one.program.nodes[one.index])
+    values = [*(operand.meta["val"] for operand in call.operands), *call.results]
+    sizes: dict[str, set[int]] = {}
+    for tokens, value in zip((*rule.inputs, *rule.outputs), values, strict=True):
+        for token, size in zip(tokens, value.shape, strict=True):
+            if isinstance(token, str) and token != NEVER and int(size) != 1:
+                sizes.setdefault(token, set()).add(int(size))
+    for letter, found in sizes.items():
+        if len(found) > 1:
+            listed = " and ".join(map(str, sorted(found)))
+            raise WhaleError(
+                f"the rule {str(rule)!r} of {one.operator.target} is wrong: {letter!r} stands for dims of {listed}",
+                fix="give dims that are different axes different letters, or _",
+            )
 
 
 def _with_gradients(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sized
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.errors import WhaleError
+from whalepy.errors import BatchError, WhaleError
 from whalepy.planner.plan import Plan
-from whalepy.runtime.agreement import Told, agree
+from whalepy.runtime.agreement import Told, agree, gather_objects
 from whalepy.runtime.arguments import (
     Arguments,
     Shape,
@@ -35,6 +35,19 @@ from whalepy.runtime.storage import Stored, broadcast
 
 class _Holder(nn.Module):
     """A node of the local model's module tree: parameters and buffers under their own names."""
+
+
+def _raise_different(given: Sequence[dict[str, str]]) -> NoReturn:
+    """Names the first input that ranks were not given alike: there or not, dtype, or constant."""
+    for rank, own in enumerate(given):
+        for name in {**given[0], **own}:
+            here, first = own.get(name, "nothing"), given[0].get(name, "nothing")
+            if here != first:
+                raise BatchError(
+                    f"{name} is {here} on rank {rank} and {first} on rank 0",
+                    fix="give every rank the same inputs, each with its own rows",
+                )
+    raise BatchError("ranks call different steps", fix="call train_step, eval_step and the model alike on every rank")
 
 
 class ParallelModel(nn.Module, ABC):
@@ -147,7 +160,10 @@ class ParallelModel(nn.Module, ABC):
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(names, leaves, strict=True))
         structure = structure_of((*key, pytree.tree_structure(example), constants_of(leaves)))
         told = Told(self._step, structure, tuple(leaf_shapes(example)), missing_rows(names, leaves, dims))
-        shapes = global_shapes(agree(self._host, told), dims, self.plan, names)
+        everyone = agree(self._host, told)
+        if len({other.structure for other in everyone}) > 1:
+            _raise_different(gather_objects(self._host, dict(zip(names, constants_of(leaves), strict=True))))
+        shapes = global_shapes(everyone, dims, self.plan, names)
         return [v.to(self._device) if isinstance(v, torch.Tensor) else v for v in leaves], dims, shapes
 
     def _row_dim(self, name: str, leaf: Any) -> int | None:

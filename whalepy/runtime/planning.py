@@ -63,7 +63,7 @@ def plan_together(
         state["lines"], state["program"] = _captured(recipe, example)
 
     together(prepare)
-    _compare(host, state["lines"])
+    _compare(host, example, state["lines"])
 
     def make() -> None:
         if host.position == 0:
@@ -130,8 +130,14 @@ def _captured(recipe: Recipe, example: Arguments) -> tuple[tuple[str, ...], Prog
     return fingerprint(program), program
 
 
-def _compare(host: Group, lines: tuple[str, ...]) -> None:
+def _compare(host: Group, example: Arguments, lines: tuple[str, ...]) -> None:
     """Raises PlanError on all ranks where ranks captured different programs, naming the first difference."""
+    for rank, shapes in enumerate(examples := gather_objects(host, leaf_shapes(example))):
+        if shapes != examples[0]:
+            raise PlanError(
+                f"example_inputs have shapes {shapes} on rank {rank} and {examples[0]} on rank 0",
+                fix="give every rank the same global batch",
+            )
     everyone = gather_objects(host, lines)
     for rank, other in enumerate(everyone):
         if other != everyone[0]:
@@ -159,6 +165,11 @@ def _planned(program: Program, spec: ClusterSpec, placed: Sequence[int], choices
         raise PlanError(
             "the plan belongs to another model, or to another annotation of this one",
             fix="plan this model again, and save the plan",
+        )
+    if choices.microbatches and choices.microbatches > max(_example_rows(program), 1):
+        raise PlanError(
+            f"microbatches={choices.microbatches} cannot cut the {_example_rows(program)} rows of example_inputs",
+            fix="choose fewer microbatches, or give a larger global batch",
         )
     if len(speeds) != len(placed):
         raise PlanError(f"the plan is for {len(speeds)} devices, {len(placed)} are here")
