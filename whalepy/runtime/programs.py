@@ -51,8 +51,10 @@ def programs_of(main: Analysed, rank_of: Sequence[int], microbatches: int = 1) -
 
 
 def notes_of(main: Analysed) -> tuple[str, ...]:
-    """What runs replicated for want of a rule, and along which classes split scopes were cut; a line each."""
-    return tuple(explain_text(main.program, main.decisions, main.chains).splitlines())
+    """What runs replicated for want of a rule, along which classes split scopes were cut, and what of the model the
+    capture does not keep; a line each."""
+    found = explain_text(main.program, main.decisions, main.chains).splitlines()
+    return (*found, *main.program.captured.warnings)
 
 
 def verify_ranks(main: Analysed, rank_of: Sequence[int], microbatches: int = 1) -> None:
