@@ -318,6 +318,10 @@ def fixed_by_int(m: Any, x: Tensor) -> Tensor:
     return m.linear(x).sum() / rows
 
 
+def fixed_by_len(m: Any, x: Tensor) -> Tensor:
+    return m.linear(x).sum() / len(x)
+
+
 def fixed_by_view(m: Any, x: Tensor) -> Tensor:
     h = m.linear(x)
     return h.view(8, 2, 3).sum()
@@ -327,12 +331,14 @@ def fixed_by_operator(m: Any, x: Tensor) -> Tensor:
     return m.linear(x).sum() * torch.linspace(0, 1, x.shape[0]).sum()
 
 
-@pytest.mark.parametrize(("body", "offset"), [(fixed_by_int, 1), (fixed_by_view, 2), (fixed_by_operator, 1)])
+@pytest.mark.parametrize(
+    ("body", "offset"), [(fixed_by_int, 1), (fixed_by_len, 1), (fixed_by_view, 2), (fixed_by_operator, 1)]
+)
 def test_a_fixed_batch_names_the_line(body: Callable[..., Any], offset: int) -> None:
     assert error_of(body) == (
-        "the model fixes the batch: dim 0 of input args[0] must be 8\n"
+        "the model fixes the number of rows: dim 0 of input args[0] comes out as a number\n"
         f"  at:  {line(body, offset)}\n"
-        "  fix: read it as x.shape[0], without int(), and never write it as a number; or give batch_dim="
+        "  fix: read it as x.shape[0], without int() or len(), and never write it as a number; or give batch_dim="
     )
 
 
@@ -454,6 +460,21 @@ def test_state_that_is_no_buffer(body: Callable[..., Any], place: str) -> None:
     assert error_of(body) == (
         f"the forward writes to the attribute plain, which is a tensor but no buffer{place}\n"
         "  fix: register it: self.register_buffer('plain', ..., persistent=False)"
+    )
+
+
+def test_buffers_in_the_same_memory() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        m.buffer.add_(1)
+        return (m.linear(x) * m.first).sum()
+
+    model = Model(body)
+    model.register_buffer("first", model.buffer[:1])
+    with pytest.raises(CaptureError) as caught:
+        capture(model, (X,))
+    assert str(caught.value) == (
+        "the forward writes to a buffer, and buffer and first lie in the same memory\n"
+        "  fix: register a clone, or take the view in the forward"
     )
 
 
@@ -595,6 +616,25 @@ def test_every_node_has_its_meta() -> None:
 
 
 # Further
+
+
+def windows(m: Any, x: Tensor) -> Tensor:
+    """Paddings to multiples of a window, of sizes that were padded before: each makes the next condition longer."""
+    for window in (4, 3, 5, 4, 3, 5):
+        pad = (window - x.shape[1] % window) % window
+        x = F.pad(x, (0, pad))
+        x = x.view(x.shape[0], x.shape[1] // window, window).roll(1, 1).flatten(1)[:, 1:]
+    return m.linear(x[:, :6]).sum()
+
+
+def test_sizes_too_complex_are_fixed_with_a_warning() -> None:
+    model = Model(windows)
+    captured = capture(model, (torch.randn(8, 31),))
+    rows, columns = captured.inputs[0].shape
+    assert rows.is_Symbol and columns == 31
+    (warning,) = captured.warnings
+    assert warning.startswith("sizes other than the number of rows are fixed to those of the example: test_capture.py:")
+    check_against_eager(model, captured, torch.randn(3, 31))
 
 
 def test_torch_cond_survives() -> None:

@@ -24,7 +24,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "i
 
 
 def gpt2() -> nn.Module:
-    size = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 64}
+    size = {"n_layer": 1, "n_embd": 32, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 64}
     config = transformers.GPT2Config(**size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     return transformers.GPT2LMHeadModel(config)
 

@@ -315,6 +315,12 @@ def buffer_no_grad(m: Any, h: Tensor) -> Tensor:
     return h * m.buffer[1]
 
 
+def buffer_data(m: Any, h: Tensor) -> Tensor:
+    m.buffer.data.mul_(0.5)
+    h.data[0].zero_()  # as a write to h.detach()
+    return h * m.buffer[2]
+
+
 def buffer_assigned(m: Any, h: Tensor) -> Tensor:
     m.buffer.add_(1)
     m.buffer = m.buffer * 0.5
@@ -356,6 +362,7 @@ CASES = [
     complex_views,
     buffer_writes,
     buffer_no_grad,
+    buffer_data,
     buffer_assigned,
 ]
 
@@ -586,7 +593,7 @@ def runs_eagerly(model: nn.Module, x: Tensor) -> bool:
     return True
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(instructions, min_size=2, max_size=9))
 def test_random_program_equals_eager(program: list[tuple[str, int, int, int, int]]) -> None:
     model = Program(interpreted(program))

@@ -15,7 +15,7 @@ from whalepy.program.capture_devices import with_device
 from whalepy.program.capture_export import check_arguments, export_freely
 from whalepy.program.capture_gradients import settle_gradients
 from whalepy.program.capture_inputs import BatchDim, batch_dims, flatten_inputs
-from whalepy.program.capture_mutations import keep_mutations
+from whalepy.program.capture_mutations import check_memory, keep_mutations
 from whalepy.program.capture_placeholders import Kind, Placeholder, input_sizes, name_placeholders, ties_of
 from whalepy.program.capture_sizes import (
     Bindings,
@@ -109,6 +109,7 @@ def capture(
     check_attributes(seen.lost, {placeholder.name for placeholder in placeholders})
     functional = functionalise(flat)
     mutations = keep_mutations(functional, placeholders, seen.results, seen.assigned)
+    check_memory(mutations, placeholders)
     flat = functional.graph
     settle_gradients(flat, {placeholder.node for placeholder in placeholders if placeholder.kind == "parameter"})
     inputs = input_sizes(flat.graph, placeholders)
@@ -125,7 +126,7 @@ def capture(
         batch_inputs=dims,
         inputs=inputs,
         guards=guards_over(flat.graph, guards, inputs),
-        warnings=warnings_of(model, seen.checkpoint_places, seen.lost),
+        warnings=warnings_of(model, seen),
     )
 
 
@@ -135,7 +136,7 @@ def _check_batch_is_free(guards: Sequence[Guard], inputs: Sequence[InputSizes], 
         if dim is not None and not sizes.shape[dim].free_symbols:
             size = int(sizes.shape[dim])
             raise CaptureError(
-                f"the model fixes the batch: dim {dim} of input {sizes.name} must be {size}",
+                f"the model fixes the number of rows: dim {dim} of input {sizes.name} comes out as a number",
                 at=line_that_fixed(guards, size),
-                fix="read it as x.shape[0], without int(), and never write it as a number; or give batch_dim=",
+                fix="read it as x.shape[0], without int() or len(), and never write it as a number; or give batch_dim=",
             )

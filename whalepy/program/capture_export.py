@@ -18,6 +18,7 @@ from whalepy.errors import CaptureError, WhaleError
 from whalepy.primitives.recording import recording
 from whalepy.program.capture_inputs import Leaf, capture_rows, stand_ins
 from whalepy.program.capture_places import place_of_error
+from whalepy.program.capture_recorder import SizesTooComplexError
 from whalepy.program.capture_wrapper import TRAIN_WHOLE, CaptureWrapper, data_dependent
 
 
@@ -31,27 +32,41 @@ def export_freely(
     rows = capture_rows(leaves, dims, taken)
     with _mode(model, training), _attributes_kept(model), torch.enable_grad(), _quiet():
         try:
-            return _export(wrapper, stand_ins(leaves, dims, rows, device), device)
-        except WhaleError:
-            raise
-        except Exception as error:
-            if rows is None:
-                raise _explained(error) from error
-        # The model may fix its number of rows; the check that batch dims came out free says so in better words.
-        try:
-            return _export(wrapper, stand_ins(leaves, dims, None, device), device)
-        except WhaleError:
-            raise
-        except Exception as error:
+            return _export_rows(wrapper, leaves, dims, rows, device)
+        except SizesTooComplexError as error:
+            wrapper.seen.sizes_fixed_at = error.place
+            return _export_rows(wrapper, leaves, dims, rows, device)
+
+
+def _export_rows(
+    wrapper: CaptureWrapper, leaves: Sequence[Leaf], dims: Sequence[int | None], rows: int | None, device: torch.device
+) -> ExportedProgram:
+    """Exports with so many rows; failing that with those of the example.
+
+    The model may fix its number of rows; the check that batch dims came out free then says so in better words.
+    """
+    try:
+        return _export(wrapper, stand_ins(leaves, dims, rows, device), device)
+    except (WhaleError, SizesTooComplexError):
+        raise
+    except Exception as error:
+        if rows is None:
             raise _explained(error) from error
+        return _export_rows(wrapper, leaves, dims, None, device)
 
 
 def _export(wrapper: CaptureWrapper, tensors: list[torch.Tensor], device: torch.device) -> ExportedProgram:
-    free = [dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors]
+    free = [_free_dims(wrapper, tensor, dim) for tensor, dim in zip(tensors, wrapper.batch_dims, strict=True)]
     # On meta, tensors which the model creates must be there too; elsewhere they follow the user's code.
     default = torch.device(device) if device.type == "meta" else contextlib.nullcontext()
     with recording(), default:
         return torch.export.export(wrapper, (tensors,), strict=False, dynamic_shapes=(free,))
+
+
+def _free_dims(wrapper: CaptureWrapper, tensor: torch.Tensor, batch_dim: int | None) -> dict[int, Any]:
+    if wrapper.seen.sizes_fixed_at is not None:
+        return {} if batch_dim is None else {batch_dim: Dim.AUTO}
+    return dict.fromkeys(range(tensor.dim()), Dim.AUTO)
 
 
 _NOISY = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes")

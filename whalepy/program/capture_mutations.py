@@ -10,6 +10,20 @@ from whalepy.program.capture_state import unregistered
 from whalepy.program.functionalise import Functional
 
 
+def check_memory(names: Sequence[str], placeholders: Sequence[Placeholder]) -> None:
+    """CaptureError: a buffer that is written to lies in the memory of another tensor of the model."""
+    memory: dict[int, list[str]] = {}
+    for placeholder in placeholders:
+        if placeholder.value is not None:
+            memory.setdefault(placeholder.value.untyped_storage()._cdata, []).append(placeholder.name)
+    for shared in memory.values():
+        if len(shared) > 1 and not set(names).isdisjoint(shared):
+            raise CaptureError(
+                f"the forward writes to a buffer, and {' and '.join(shared)} lie in the same memory",
+                fix="register a clone, or take the view in the forward",
+            )
+
+
 def keep_mutations(
     functional: Functional, placeholders: Sequence[Placeholder], results: int, assigned: Sequence[str]
 ) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
@@ -105,7 +106,7 @@ class Replay:
         """Runs the call of the old graph on the tensors of the replay."""
         assert callable(node.target)
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._fake)
-        with self.mode, torch.no_grad():
+        with self.mode, torch.no_grad(), enable_python_dispatcher():  # else composites fix sizes
             return node.target(*args, **kwargs)
 
     def _fake(self, node: fx.Node) -> Any:
@@ -129,7 +130,7 @@ class Replay:
 
     def _value_of(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         args, kwargs = fx.map_arg((args, kwargs), lambda arg: arg.meta["val"])
-        with self.mode, torch.no_grad():
+        with self.mode, torch.no_grad(), enable_python_dispatcher():  # else composites fix sizes
             return target(*args, **kwargs)
 
 

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from whalepy.errors import CaptureError
+from whalepy.program.capture_wrapper import Seen
 
 
-def warnings_of(model: nn.Module, checkpoint_places: Sequence[str], lost: Sequence[str]) -> tuple[str, ...]:
+def warnings_of(model: nn.Module, seen: Seen) -> tuple[str, ...]:
     """Sentences on what the captured graph does not keep of the model."""
+    return (*_checkpointing(model, seen), *_assignments(seen), *_fixed_sizes(seen))
+
+
+def _checkpointing(model: nn.Module, seen: Seen) -> Iterator[str]:
+    """One sentence if the model recomputes its forward, by a flag of a module or by a call."""
     dropped = "the captured graph does not keep it: give recompute= to compile"
-    flagged = [
-        name or "the model"
-        for name, module in model.named_modules()
-        if getattr(module, "gradient_checkpointing", False) is True
-    ]
-    flags = [f"gradient checkpointing is on in {flagged[0]} ({len(flagged)} in all); {dropped}"] if flagged else []
-    calls = [f"torch.utils.checkpoint runs {place}; {dropped}" for place in checkpoint_places[: 0 if flagged else 1]]
-    assigned = [f"the forward assigns {name}: the graph keeps neither the new value nor what it read" for name in lost]
-    return (*flags, *calls, *assigned)
+    modules = model.named_modules()
+    flagged = [name or "the model" for name, m in modules if getattr(m, "gradient_checkpointing", False) is True]
+    if flagged:
+        yield f"gradient checkpointing is on in {flagged[0]} ({len(flagged)} in all); {dropped}"
+    elif seen.checkpoint_places:
+        yield f"torch.utils.checkpoint runs {seen.checkpoint_places[0]}; {dropped}"
+
+
+def _assignments(seen: Seen) -> Iterator[str]:
+    for name in seen.lost:
+        yield f"the forward assigns {name}: the graph keeps neither the new value nor what it read"
+
+
+def _fixed_sizes(seen: Seen) -> Iterator[str]:
+    if seen.sizes_fixed_at:
+        yield (
+            f"sizes other than the number of rows are fixed to those of the example: {seen.sizes_fixed_at} computes"
+            " with them at such length that a capture with free sizes would take minutes"
+        )
 
 
 def check_backwards(functions: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
-from whalepy.program.capture_places import PlaceRecorder, place_of_error
+from whalepy.program.capture_places import place_of_error
+from whalepy.program.capture_recorder import Recorder
 from whalepy.program.capture_state import assigned_attributes, assigned_buffers, state_of
 
 Wants = Literal["loss", "outputs"]
@@ -159,6 +160,7 @@ class Seen:
     lost: tuple[str, ...] = ()  # attributes which the forward assigned
     backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
     guard_places: dict[int, str] = field(default_factory=dict[int, str])  # position in shape_env.guards -> user's line
+    sizes_fixed_at: str | None = None  # user's line that made free sizes too complex
     checkpoint_places: tuple[str, ...] = ()  # user's lines that ran inside torch.utils.checkpoint, sorted
 
 
@@ -195,7 +197,7 @@ class CaptureWrapper(nn.Module):
             values[position] = tensor
         args, kwargs = pytree.tree_unflatten(values, self.spec)
         before = state_of(self.model)
-        recorder = PlaceRecorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
+        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
         try:
             with recorder:
                 results = self._run(args, kwargs)

@@ -1,0 +1,96 @@
+"""What is noted about each torch call while the model is exported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from types import CodeType
+from typing import Any
+
+import torch
+from torch.fx import traceback as fx_traceback
+from torch.overrides import TorchFunctionMode
+
+from whalepy.errors import CaptureError
+from whalepy.program.capture_places import PLACE_KEY, Frame, place_of_frames
+
+_CHECKPOINT = os.path.join(os.path.dirname(torch.__file__), "utils", "checkpoint.py")
+_HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+
+# Operators in one condition on sizes. Models with text or images of any size have up to 8; windows over images have
+# hundreds, at which a capture takes minutes.
+_LONGEST_CONDITION = 64
+
+
+class SizesTooComplexError(Exception):
+    """Conditions on free sizes grow so long that export would take minutes."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+class Recorder(TorchFunctionMode):
+    """Notes on every exported node the user's line that called the operator, and which lines brought guards.
+
+    torch's own stack traces keep only the frames of functions named `forward`.
+    CaptureError: a gradient hook. SizesTooComplexError: see there.
+    """
+
+    def __init__(self, outermost: CodeType, shape_env: Any) -> None:
+        super().__init__()
+        self._outermost = outermost  # frames from here outwards are the caller's, not the model's
+        self._shape_env = shape_env  # None if the model has no tensor input
+        self.guards: dict[int, str] = {}  # position in shape_env.guards -> the line whose operator brought it
+        self.checkpoints: set[str] = set()  # lines that ran inside torch.utils.checkpoint
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond; there are no frames to walk
+            return func(*args, **(kwargs or {}))
+        func = _REPLACED.get(func, func)
+        frames = list(self._frames())
+        place = place_of_frames(frames)
+        if place is None:
+            return func(*args, **(kwargs or {}))
+        if func in _HOOKS:
+            raise _hook(place)
+        if any(file == _CHECKPOINT for file, _ in frames):
+            self.checkpoints.add(place)
+        with self._guards_noted(place), fx_traceback.annotate({PLACE_KEY: place}):
+            return func(*args, **(kwargs or {}))
+
+    def _frames(self) -> Iterator[Frame]:
+        """The frames inside the model, innermost first."""
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code is not self._outermost:
+            yield frame.f_code.co_filename, frame.f_lineno
+            frame = frame.f_back
+
+    @contextlib.contextmanager
+    def _guards_noted(self, place: str) -> Generator[None]:
+        before = self._count()
+        yield
+        for position in range(before, self._count()):
+            self.guards.setdefault(position, place)
+            if self._shape_env.guards[position].expr.count_ops() > _LONGEST_CONDITION:
+                raise SizesTooComplexError(place)
+
+    def _count(self) -> int:
+        return 0 if self._shape_env is None else len(self._shape_env.guards)
+
+
+def _hook(place: str) -> CaptureError:
+    return CaptureError(
+        "the forward registers a gradient hook, which is lost in the capture",
+        at=place,
+        fix="make it part of the forward: a torch.library.custom_op with register_autograd",
+    )
+
+
+# Export takes what `x.data` returns for a constant.
+_DATA: Any = torch.Tensor.data
+_REPLACED: dict[Any, Callable[..., Any]] = {_DATA.__get__: torch.Tensor.detach}
