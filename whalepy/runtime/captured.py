@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.errors import BatchError
+from whalepy.errors import BatchError, WhaleError
 from whalepy.planner.decide import Decisions
 from whalepy.planner.plan import Plan
 from whalepy.program.analysis import Program
@@ -59,6 +59,7 @@ class CapturedModel(ParallelModel):
         """Plan for inputs like these, open the plan's groups and cut the parameters. Collective; once."""
         plan, main = self._planner(example)
         self._take_place(plan)
+        _check_constants(main.program.captured)
         self._chains = main.chains
         self._ties = main.program.captured.ties
         dims = main.program.captured.batch_inputs
@@ -233,3 +234,13 @@ class CapturedModel(ParallelModel):
             ]
             rows = {at: chunk(n, count, m)[1] for at, n in table.items()}
             yield part, sizes_of_microbatch(bindings, runnable.symbols, rows, first=m == 0)
+
+
+def _check_constants(captured: Captured) -> None:
+    """WhaleError: the forward of a model on the meta device makes a tensor of numbers, which have no value there."""
+    for place in captured.placeholders:
+        if place.kind == "constant" and place.value is not None and place.value.device.type == "meta":
+            raise WhaleError(
+                f"the forward makes a tensor of numbers, {place.name}, which has no values on the meta device",
+                fix="build the model on the cpu; whalepy.plan takes it as it is",
+            )
