@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
 
 from whalepy.errors import AnnotationError
 from whalepy.planner.levels import (
@@ -127,14 +130,33 @@ class _Cuts:
 
     def of(self, level: int, primitive: Primitive | None) -> int:
         """The cut that an owner uses on a level: its shares, else the speed of the positions."""
-        size = self.mesh.sizes[level]
         weights = self.mesh.weights(level, self.speeds)
-        if primitive is not None and primitive.shares is not None and len(primitive.shares) == size:
-            weights = tuple(primitive.shares)
+        if primitive is not None and primitive.shares is not None:
+            weights = _shares_of_level(self.mesh, level, primitive)
         cut = Cut(level, weights, primitive is not None and primitive.kind == "split")
         if cut not in self.table:
             self.table.append(cut)
         return self.table.index(cut)
+
+
+def _shares_of_level(mesh: Mesh, level: int, primitive: Primitive) -> tuple[float, ...]:
+    """The shares of one of the levels that a primitive owns; several where scopes beside it have other degrees.
+
+    Raises AnnotationError for shares that are no product of shares per level.
+    """
+    levels = next(
+        [k for k, p in enumerate(owners) if p is primitive] for owners in mesh.owners.values() if primitive in owners
+    )
+    shares = np.asarray(primitive.shares, dtype=float).reshape([mesh.sizes[k] for k in levels])
+    sums = [shares.sum(axis=tuple(j for j in range(len(levels)) if j != k)) for k in range(len(levels))]
+    if len(levels) > 1 and not np.allclose(reduce(np.multiply.outer, sums) / shares.sum() ** (len(levels) - 1), shares):
+        grid = " x ".join(str(mesh.sizes[k]) for k in levels)
+        raise AnnotationError(
+            f"the shares of {primitive} cannot be met on {grid} devices, the grid of the scopes beside it",
+            at=primitive.at,
+            fix="give the scopes that share devices the same degrees, or shares that are equal within each group",
+        )
+    return tuple(float(weight) for weight in sums[levels.index(level)])
 
 
 def _row_cut(subject: Subject, mesh: Mesh, cuts: _Cuts, level: int) -> int | None:
