@@ -33,7 +33,7 @@ def made() -> tuple[nn.Module, list[Any]]:
     return module.Classifier(CLASSES), list(module.batches(2, CLASSES))
 
 
-def annotations() -> dict[str, Any]:
+def uneven() -> dict[str, Any]:
     return {"backbone": whalepy.replicate(shares=[3, 1]), "head": whalepy.split(shares=[3, 1], on="head.weight:0")}
 
 
@@ -45,7 +45,7 @@ def loss_of(scores: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(scores, labels)
 
 
-@pytest.mark.parametrize(("annotated", "world"), [(annotations, 2), (defaults, 4)])
+@pytest.mark.parametrize(("annotated", "world"), [(uneven, 2), (defaults, 4)])
 def test_exact(workers: Pool, annotated: Any, world: int) -> None:
     run = Run(made, annotated, world, loss_fn=loss_of, steps=2, options={"sync_batchnorm": True})
     compare(workers, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -44,12 +44,12 @@ def made(name: str, steps: int, seed: int) -> tuple[nn.Module, list[Any]]:
     return MODELS[name]()[0].train(), [batch(draw, sequences, rows, length) for rows, length in sizes]
 
 
-def annotations() -> dict[str, Any]:
+def uneven() -> dict[str, Any]:
     return {"": whalepy.replicate(2, shares=[3, 1])}
 
 
 @contextmanager
-def captured_once() -> Iterator[None]:
+def captured_once() -> Generator[None]:
     """A second capture is an error."""
     from whalepy.runtime import build
 
@@ -66,7 +66,7 @@ def captured_once() -> Iterator[None]:
 
 
 def check(workers: Pool, name: str, steps: int, seed: int = 0) -> None:
-    run = Run(partial(made, name, steps, seed), annotations, 2, steps=steps, inject=captured_once)
+    run = Run(partial(made, name, steps, seed), uneven, 2, steps=steps, inject=captured_once)
     assert not differences(workers, run, timeout_s=500)
 
 
