@@ -27,11 +27,11 @@ demo: $(STAMP) ## train a small GPT-2 on four CPU ranks, and compare with one pr
 
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	$(BIN)/python -m pytest -q -rs -m "not slow" tests
 
 test-all: export OMP_NUM_THREADS = 1
 test-all: $(STAMP) ## run every test
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -rs tests
 
 check: $(STAMP) ## lint, formatting, types and the direction of imports
 	$(BIN)/ruff check .
