@@ -85,14 +85,16 @@ class Row:
 
 def tried(pool: Pool, name: str) -> Row:
     """Train one model under every annotation."""
-    return Row(
-        name, *pool.run(1, counted, name)[0], tuple(_result(pool, name, annotation) for annotation in ANNOTATIONS)
-    )
+    operators, without_rule = pool.run(1, counted, name)[0]
+    return Row(name, operators, without_rule, tuple(_result(pool, name, annotation) for annotation in ANNOTATIONS))
 
 
 def counted(name: str) -> tuple[int, tuple[str, ...]]:
-    """The operators of the captured model that compute, and the names of those without a rule."""
-    program = analysis(name)
+    """The operators of the captured model that compute, and the names of those without a rule; none if refused."""
+    try:
+        program = analysis(name)
+    except WhaleError:
+        return 0, ()
     calls = [op for op in program.operators if op.kind == "call"]
     return len(calls), tuple(sorted({op.target for op in calls if op.operands and not op.has_rule}))
 
