@@ -116,11 +116,11 @@ def test_what_nothing_initialises_is_named_and_cured_by_a_state(workers: Pool) -
         assert loss == pytest.approx(own, rel=1e-5)
 
 
-def gpt2_on_meta() -> nn.Module:
+def gpt2_on_meta(device: str = "meta") -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=97, n_positions=32)
-    with torch.device("meta"):
+    with torch.device(device):
         return GPT2LMHeadModel(config)
 
 
@@ -129,20 +129,44 @@ def language() -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def test_numbers_that_the_forward_makes_are_refused_on_meta(workers: Pool) -> None:
-    """Under capture `torch.tensor(...)` is on the model's device: on meta its numbers are lost."""
+class Weighted(nn.Module):
+    """Its forward multiplies by numbers that it writes down."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.inner(x) * torch.tensor([1.0, 2.0], device=x.device)).sum()
+
+
+def test_numbers_that_the_forward_makes_are_refused_on_meta(workers: Pool) -> None:
     def message() -> str:
-        model = whalepy.annotate(gpt2_on_meta(), {"transformer.h.*": whalepy.split(2)})
+        with torch.device("meta"):
+            model = Weighted()
         with pytest.raises(WhaleError) as caught:
-            whalepy.compile(model, "2xcpu", language())
-        return f"{caught.value.what}\n{caught.value.fix}"
+            whalepy.compile(model, "2xcpu", (torch.randn(6, 4),))
+        return str(caught.value)
 
     for text in workers.run(2, message):
         assert text.startswith("the forward makes a tensor of numbers, ")
-        assert text.endswith(
-            ", which has no values on the meta device\nbuild the model on the cpu; whalepy.plan takes it as it is"
-        )
+        assert text.endswith("\n  fix: build the model on the cpu; whalepy.plan takes it as it is")
+
+
+def test_gpt2_trains_from_meta(workers: Pool) -> None:
+    """Empty constants of its cache have no values to lose."""
+
+    def trained() -> tuple[float, float]:
+        model = whalepy.annotate(gpt2_on_meta(), {"transformer.h.*": whalepy.split(2)})
+        batch = language()
+        parallel = whalepy.compile(model, "2xcpu", batch)
+        parallel.train_step(**parallel.local_batch(batch))
+        local = gpt2_on_meta("cpu").eval()
+        local.load_state_dict(parallel.full_state_dict())
+        return float(parallel.eval_step(**parallel.local_batch(batch))), float(local(**batch).loss.detach())
+
+    for loss, expected in workers.run(2, trained):
+        assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_plan_needs_no_values() -> None:

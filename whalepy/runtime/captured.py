@@ -165,7 +165,7 @@ class CapturedModel(ParallelModel):
             elif place.kind == "buffer":
                 tensors[place.name] = buffers[place.name]
             elif place.kind == "constant" and place.value is not None:
-                tensors[place.name] = place.value.to(self._placement.device)
+                tensors[place.name] = _placed(place.value, self._placement.device)
         return tensors, read
 
     def _read(self, runnable: Runnable, name: str, box: torch.Tensor) -> torch.Tensor:
@@ -238,9 +238,18 @@ class CapturedModel(ParallelModel):
 
 def _check_constants(captured: Captured) -> None:
     """WhaleError: the forward of a model on the meta device makes a tensor of numbers, which have no value there."""
+    read = {node.name for node in captured.graph.graph.find_nodes(op="placeholder") if node.users}
     for place in captured.placeholders:
-        if place.kind == "constant" and place.value is not None and place.value.device.type == "meta":
+        value = place.value
+        if place.kind != "constant" or value is None or value.device.type != "meta":
+            continue
+        if place.node in read and value.numel():
             raise WhaleError(
                 f"the forward makes a tensor of numbers, {place.name}, which has no values on the meta device",
                 fix="build the model on the cpu; whalepy.plan takes it as it is",
             )
+
+
+def _placed(constant: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A constant on the rank's device; one on meta has no elements, or nothing reads it."""
+    return torch.empty_like(constant, device=device) if constant.device.type == "meta" else constant.to(device)
