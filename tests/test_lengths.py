@@ -32,7 +32,7 @@ def batch(draw: random.Random, sequences: int, rows: int, length: int) -> dict[s
     if rows > 1 and draw.random() < 0.3:
         labels[0] = -100
     if sequences == 2:
-        labels = labels[:, : draw.randint(2, length)].contiguous()
+        labels = labels[:, : draw.randint(3, length)].contiguous()
         labels[-1, 0] = 5
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 

@@ -101,6 +101,13 @@ class Guarded:
         return made[0] if len(made) == 1 else tuple(made)
 
 
+def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """Attention whose result hangs on every operand: torch leaves the mask out where there are no rows."""
+    result = torch.ops.aten.scaled_dot_product_attention.default(*args, **kwargs)
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    return result if all(tensor.numel() for tensor in tensors) else result + _nothing(tensors).to(result.dtype)
+
+
 def _name_of(kind: str, op: Callable[..., Any]) -> str:
     return f"{kind}_{getattr(op, '__name__', 'op').replace('.', '_')}"
 

@@ -12,6 +12,7 @@ from torch import fx
 
 from whalepy.program.axes import evaluate
 from whalepy.program.capture import Captured
+from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import Stream
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.extents import Binder, Coordinates, StepSizes
@@ -58,6 +59,14 @@ class StepProgram:
         return self.rewritten.graph(*leading, *self.arguments(sizes, step, microbatch))
 
 
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_CONNECTED: dict[Any, Any] = {
+    _ATTENTION: kernels.attention,
+    kernels.Seeded(_ATTENTION): kernels.Seeded(kernels.attention),
+}
+"""Operators whose backward must go the same way on all ranks, rows or none: each bridge is issued on every rank."""
+
+
 def place_on(graph: fx.GraphModule, device: torch.device) -> None:
     """Make every device literal of a graph name this rank's device: it may have been captured on another."""
 
@@ -70,6 +79,7 @@ def place_on(graph: fx.GraphModule, device: torch.device) -> None:
 
     for node in graph.graph.nodes:
         if node.op == "call_function":
+            node.target = _CONNECTED.get(node.target, node.target)
             node.args = placed(node.args)
             node.kwargs = {name: placed(value) for name, value in node.kwargs.items()}
     graph.recompile()
