@@ -85,7 +85,8 @@ class MoveBinding:
     source_term: Term | None = None
     target_term: Term | None = None
     """The term that is cut, its chain ending with this level, for shards."""
-    gradient: bool = True
+    learns: bool = True
+    """Whether a gradient can come back: a trainable parameter stands behind the value."""
 
     @property
     def is_retype(self) -> bool:

@@ -79,10 +79,7 @@ class Seeded:
 
 @dataclass(frozen=True)
 class Guarded:
-    """An operator, or zeros of its results' shapes where an operand is empty: many torch kernels fail on those.
-
-    The zeros hang on every operand, so that the backward pass goes the same way on all devices.
-    """
+    """An operator, or zeros of its results' shapes where an operand is empty: many torch kernels fail on those."""
 
     op: Callable[..., Any]
     dtypes: tuple[torch.dtype, ...]
@@ -96,30 +93,12 @@ class Guarded:
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if all(tensor.numel() for tensor in tensors):
             return self.op(*args, **kwargs)
-        nothing = _nothing(tensors)
-        made = [_zeros(tensors[0], s, dtype, nothing) for s, dtype in zip(shapes, self.dtypes, strict=True)]
+        made = [tensors[0].new_zeros(list(s), dtype=dtype) for s, dtype in zip(shapes, self.dtypes, strict=True)]
         return made[0] if len(made) == 1 else tuple(made)
-
-
-def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
-    """Attention whose result hangs on every operand: torch leaves the mask out where there are no rows."""
-    result = torch.ops.aten.scaled_dot_product_attention.default(*args, **kwargs)
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    return result if all(tensor.numel() for tensor in tensors) else result + _nothing(tensors).to(result.dtype)
 
 
 def _name_of(kind: str, op: Callable[..., Any]) -> str:
     return f"{kind}_{getattr(op, '__name__', 'op').replace('.', '_')}"
-
-
-def _nothing(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Zero, with a gradient path of zeros to each tensor."""
-    return sum((t.flatten()[:0].sum() for t in tensors if t.requires_grad), tensors[0].new_zeros(()))
-
-
-def _zeros(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, nothing: torch.Tensor) -> torch.Tensor:
-    zeros = like.new_zeros(list(shape), dtype=dtype)
-    return zeros + nothing.to(dtype) if dtype.is_floating_point else zeros
 
 
 @dataclass(frozen=True)
@@ -139,7 +118,7 @@ class Convolution:
     ) -> torch.Tensor:
         if x.numel() and weight.numel():
             return self.op(x, weight, bias, *self._local(x, weight, rest))
-        empty = _zeros(x, shape, x.dtype, _nothing([x, weight]))
+        empty = x.new_zeros(list(shape))
         return empty if bias is None else empty + bias.view(-1, *[1] * (weight.ndim - 2))
 
     def _local(self, x: torch.Tensor, weight: torch.Tensor, rest: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ def moves(program: Program, key: Key, source: Layout, target: Layout) -> Iterato
             terms_of(program, key, whole),
             _cut_term(program, key, now, level, before),
             _cut_term(program, key, now, level, after),
+            program.operators[key[0]].result_grad[key[1]],
         )
         now = (*now[:level], after, *now[level + 1 :])
         yield now, binding

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from whalepy.runtime.groups import Group
 from whalepy.runtime.kernels import Kind, Shard, convert
+from whalepy.runtime.reach import current_reach
 
 # "R": replicated, gradient replicated. "B": replicated, gradient partial. "P": partial, gradient replicated.
 # A Shard: both sharded.
@@ -32,6 +33,8 @@ class Move:
     target: Kind
     gradient_source: Kind
     gradient_target: Kind
+    learns: bool = True
+    """Whether a gradient can come back: a trainable parameter stands behind the value."""
 
     @property
     def is_retype(self) -> bool:
@@ -40,19 +43,27 @@ class Move:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The value as `target`. A gradient that does not arrive is zero, so that all ranks communicate alike."""
-        if torch.is_grad_enabled() and x.requires_grad and not (self.is_retype and self._keeps_gradient):
-            result: Tensor = _Moved.apply(x, self)
-            return result
-        return convert(x, self.source, self.target, self.group)
+        if not torch.is_grad_enabled() or (self.is_retype and self._keeps_gradient):
+            return convert(x, self.source, self.target, self.group)
+        reach = current_reach()
+        if reach is not None and self.learns and not x.requires_grad:
+            x = x.detach().requires_grad_()
+        if not x.requires_grad:
+            return convert(x, self.source, self.target, self.group)
+        result: Tensor = _Moved.apply(x, self)
+        if reach is not None:
+            reach.results.append(result)
+        return result
 
     @property
     def _keeps_gradient(self) -> bool:
         return self.gradient_source == self.gradient_target or self.group.size == 1
 
 
-def move_between(source: Type, target: Type, group: Group) -> Move:
+def move_between(source: Type, target: Type, group: Group, *, learns: bool = True) -> Move:
     """The bridge from one type to another on the level of the group."""
-    return Move(group, value_kind(source), value_kind(target), gradient_kind(target), gradient_kind(source))
+    kinds = value_kind(source), value_kind(target), gradient_kind(target), gradient_kind(source)
+    return Move(group, *kinds, learns)
 
 
 def value_kind(kind: Type) -> Kind:

@@ -23,6 +23,7 @@ from whalepy.runtime.extents import Binder, Grid, StepSizes, chunk
 from whalepy.runtime.groups import Group
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.programs import verify_ranks
+from whalepy.runtime.reach import Reach, noting
 from whalepy.runtime.steps import StepProgram, batch_symbols, place_on, rows_in, sizes_of_microbatch
 from whalepy.runtime.storage import Stored, reduce_gradients, store
 
@@ -127,10 +128,13 @@ class CapturedModel(ParallelModel):
         written: list[tuple[Any, ...]] = []
         self._run_prologue(runnable, tensors, leaves, sizes)
         for m, (part, size) in enumerate(self._microbatches(runnable, leaves, sizes)):
-            outputs = runnable.program.run(tensors, part, size, self._step, m)
+            reach = Reach() if runnable.program.leaves_empty(size) else None
+            with noting(reach):
+                outputs = runnable.program.run(tensors, part, size, self._step, m)
             losses.append(outputs[0].detach())
-            if outputs[0].requires_grad:
-                outputs[0].backward()
+            loss = outputs[0] if reach is None else reach.tie(outputs[0], list(read.values()), self._host)
+            if loss.requires_grad:
+                loss.backward()
             written.append(tuple(value.detach() for value in outputs[runnable.captured.results :]))
         self._write_buffers(runnable, written)
         reduce_gradients(list(runnable.stored.values()), read, parameters)

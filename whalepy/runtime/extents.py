@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -222,6 +222,17 @@ class Binder:
             _local_type(binding, binding.source, binding.source_term, extents),
             _local_type(binding, binding.target, binding.target_term, extents),
             self.groups[binding.level],
+            learns=binding.learns,
+        )
+
+    def leaves_empty(self, bindings: Sequence[Binding], sizes: StepSizes) -> bool:
+        """Whether any rank may hold a part without elements, of anything."""
+        if 0 in sizes.rows.values() or any(0 in cut.weights for cut in self.grid.cuts):
+            return True
+        return any(
+            0 in Extents(self.grid, at, sizes).lengths(term)
+            for term in {term for binding in bindings for term in _terms(binding) if term.chain}
+            for at in product(*map(range, self.grid.sizes[: term.chain[-1][0]]))
         )
 
     def stream(self, binding: Stream, step: int, microbatch: int) -> int:
@@ -229,6 +240,17 @@ class Binder:
         at = tuple(self.coordinates[level] for level in binding.levels)
         text = repr((self.seed, step, microbatch, binding.node, binding.levels, at))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _terms(binding: Binding) -> Iterator[Term]:
+    match binding:
+        case LocalSize(dim) | Start(dim):
+            yield from dim
+        case MoveBinding():
+            yield from (term for dim in binding.terms for term in dim)
+            yield from (term for term in (binding.source_term, binding.target_term) if term is not None)
+        case _:
+            pass
 
 
 def _number(size: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> int | float:

@@ -12,7 +12,6 @@ from torch import fx
 
 from whalepy.program.axes import evaluate
 from whalepy.program.capture import Captured
-from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import Stream
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.extents import Binder, Coordinates, StepSizes
@@ -28,17 +27,25 @@ class StepProgram:
     captured: Captured
     rewritten: Rewritten
     binder: Binder
-    kept: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict[tuple[Any, ...], list[Any]])
+    kept: dict[tuple[Any, ...], tuple[list[Any], bool]] = field(default_factory=dict[Any, tuple[list[Any], bool]])
 
     def arguments(self, sizes: StepSizes, step: int, microbatch: int) -> list[Any]:
         """One value per binding for this microbatch."""
+        values, _ = self._bound(sizes)
+        return [self.binder.stream(v, step, microbatch) if isinstance(v, Stream) else v for v in values]
+
+    def leaves_empty(self, sizes: StepSizes) -> bool:
+        """Whether any rank may hold a part without elements, of anything."""
+        return self._bound(sizes)[1]
+
+    def _bound(self, sizes: StepSizes) -> tuple[list[Any], bool]:
         key = (*sizes.step.values(), *sizes.rows.values(), *sizes.micro.values(), sizes.first)
         if key not in self.kept:
             if len(self.kept) >= _KEPT_SIZES:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = self.binder.values(self.rewritten.bindings, sizes)
-        values = self.kept[key]
-        return [self.binder.stream(v, step, microbatch) if isinstance(v, Stream) else v for v in values]
+            bindings = self.rewritten.bindings
+            self.kept[key] = self.binder.values(bindings, sizes), self.binder.leaves_empty(bindings, sizes)
+        return self.kept[key]
 
     def run(
         self,
@@ -59,14 +66,6 @@ class StepProgram:
         return self.rewritten.graph(*leading, *self.arguments(sizes, step, microbatch))
 
 
-_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
-_CONNECTED: dict[Any, Any] = {
-    _ATTENTION: kernels.attention,
-    kernels.Seeded(_ATTENTION): kernels.Seeded(kernels.attention),
-}
-"""Operators whose backward must go the same way on all ranks, rows or none: each bridge is issued on every rank."""
-
-
 def place_on(graph: fx.GraphModule, device: torch.device) -> None:
     """Make every device literal of a graph name this rank's device: it may have been captured on another."""
 
@@ -79,7 +78,6 @@ def place_on(graph: fx.GraphModule, device: torch.device) -> None:
 
     for node in graph.graph.nodes:
         if node.op == "call_function":
-            node.target = _CONNECTED.get(node.target, node.target)
             node.args = placed(node.args)
             node.kwargs = {name: placed(value) for name, value in node.kwargs.items()}
     graph.recompile()

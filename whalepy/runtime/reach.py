@@ -1,0 +1,77 @@
+"""The backward pass goes through the same bridges on all ranks, even on those that hold nothing.
+
+torch drops the way back to an operand where a result has no elements (attention forgets its mask, an index its source),
+so a rank without rows would leave out bridges, or gradients of parameters, on which the other ranks wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from whalepy.runtime.groups import Group
+
+
+@dataclass
+class Reach:
+    """The results of the bridges of one forward pass, in order: as many on every rank."""
+
+    results: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+
+    def tie(self, loss: torch.Tensor, parameters: Sequence[torch.Tensor], host: Group) -> torch.Tensor:
+        """The loss, from which the backward pass reaches what it reaches on any rank. Collective.
+
+        Ways that this rank lacks are added with a gradient of zeros.
+        """
+        ends = [*self.results, *(p for p in parameters if p.requires_grad)]
+        seen = _before(loss)
+        mine = torch.tensor([_function(end) in seen for end in ends], dtype=torch.int64)
+        buffer, blocks = host.all_gather(mine, [len(ends)] * host.size)
+        anywhere = torch.stack(blocks.parts(buffer)).amax(0)
+        lacking = [end for end, wanted, has in zip(ends, anywhere.tolist(), mine.tolist(), strict=True) if wanted > has]
+        return sum((_nothing_of(end).to(loss.dtype) for end in lacking), loss)
+
+
+_REACH: ContextVar[Reach | None] = ContextVar("reach", default=None)
+
+
+def current_reach() -> Reach | None:
+    """What notes the bridges of this forward pass; None where no rank holds nothing."""
+    return _REACH.get()
+
+
+@contextmanager
+def noting(reach: Reach | None) -> Generator[None]:
+    """Note the bridges that are crossed inside."""
+    token = _REACH.set(reach)
+    try:
+        yield
+    finally:
+        _REACH.reset(token)
+
+
+def _function(value: torch.Tensor) -> Any:
+    """What the backward pass runs for a value: of a leaf, what accumulates its gradient."""
+    return torch.autograd.graph.get_gradient_edge(value).node
+
+
+def _before(loss: torch.Tensor) -> set[Any]:
+    """Every function of the backward pass that starts at the loss."""
+    found: set[Any] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in found:
+            found.add(function)
+            waiting.extend(before for before, _ in function.next_functions)
+    return found
+
+
+def _nothing_of(value: torch.Tensor) -> torch.Tensor:
+    real = torch.view_as_real(value) if value.is_complex() else value
+    return real.flatten()[:0].sum()
