@@ -338,7 +338,7 @@ def test_a_fixed_batch_names_the_line(body: Callable[..., Any], offset: int) -> 
     assert error_of(body) == (
         "the model fixes the number of rows: dim 0 of input args[0] comes out as a number\n"
         f"  at:  {line(body, offset)}\n"
-        "  fix: read it as x.shape[0], without int() or len(), and never write it as a number; or give batch_dim="
+        "  fix: read it as x.shape[0], without int(), and never write it as a number; or give batch_dim="
     )
 
 

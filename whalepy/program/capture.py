@@ -16,6 +16,7 @@ from whalepy.program.capture_export import check_arguments, export_freely
 from whalepy.program.capture_gradients import settle_gradients
 from whalepy.program.capture_inputs import BatchDim, batch_dims, flatten_inputs
 from whalepy.program.capture_mutations import check_memory, keep_mutations
+from whalepy.program.capture_order import settle_order
 from whalepy.program.capture_placeholders import Kind, Placeholder, input_sizes, name_placeholders, ties_of
 from whalepy.program.capture_sizes import (
     Bindings,
@@ -23,6 +24,7 @@ from whalepy.program.capture_sizes import (
     InputSizes,
     all_guards,
     bind_sizes,
+    branches_otherwise,
     guards_over,
     line_that_fixed,
     violated,
@@ -78,6 +80,10 @@ class Captured:
         """A sentence on the first condition the capture relies on that these sizes violate; None if all hold."""
         return violated(self.guards, self.inputs, bindings)
 
+    def branches_otherwise(self, bindings: Bindings) -> bool:
+        """Whether sizes of 0 or 1 lead the model into another branch than the captured one."""
+        return branches_otherwise(self.guards, bindings)
+
 
 def capture(
     model: nn.Module,
@@ -112,8 +118,9 @@ def capture(
     check_memory(mutations, placeholders)
     flat = functional.graph
     settle_gradients(flat, {placeholder.node for placeholder in placeholders if placeholder.kind == "parameter"})
+    flat, placeholders = settle_order(flat, placeholders)
     inputs = input_sizes(flat.graph, placeholders)
-    guards = all_guards(flat.graph, seen.guard_places)
+    guards = all_guards(flat.graph, seen.guard_places, seen.branches)
     _check_batch_is_free(guards, inputs, dims)
     return Captured(
         graph=flat,
@@ -138,5 +145,5 @@ def _check_batch_is_free(guards: Sequence[Guard], inputs: Sequence[InputSizes], 
             raise CaptureError(
                 f"the model fixes the number of rows: dim {dim} of input {sizes.name} comes out as a number",
                 at=line_that_fixed(guards, size),
-                fix="read it as x.shape[0], without int() or len(), and never write it as a number; or give batch_dim=",
+                fix="read it as x.shape[0], without int(), and never write it as a number; or give batch_dim=",
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -24,15 +24,19 @@ class Guard:
 
     predicate: Expr
     where: str | None  # file:line of the user's code that asked
+    branch: bool = False  # the user's code itself asked for the truth of it
 
     def holds(self, bindings: Bindings) -> bool:
         """Whether the sizes satisfy the condition; one that cannot be decided counts as violated."""
         if _value(self.predicate, bindings) == sympy.true:
             return True
         # Export takes no size to be 0 or 1: "8 * batch != 8" says that in disguise, and is no branch of the model's.
-        raised = {symbol: max(size, 2) for symbol, size in bindings.items()}
         strict = isinstance(self.predicate, (sympy.Ne, sympy.Gt, sympy.Lt))
-        return strict and _value(self.predicate, raised) == sympy.true
+        return strict and not self.branch and self.holds_from_two(bindings)
+
+    def holds_from_two(self, bindings: Bindings) -> bool:
+        """Whether it would hold if sizes of 0 and 1 were 2."""
+        return _value(self.predicate, {symbol: max(size, 2) for symbol, size in bindings.items()}) == sympy.true
 
 
 def _value(expr: Expr, bindings: Bindings) -> Expr:
@@ -59,11 +63,14 @@ def fake_mode_of(graph: fx.Graph) -> Any:
     return next((mode for mode in modes if mode is not None), None)
 
 
-def all_guards(graph: fx.Graph, places: Mapping[int, str]) -> tuple[Guard, ...]:
-    """Every condition the capture asked about sizes, in order; `places` are the user's lines by position."""
+def all_guards(graph: fx.Graph, places: Mapping[int, str], branches: Mapping[Expr, str]) -> tuple[Guard, ...]:
+    """Every condition the capture asked about sizes, in order; `places` are the user's lines by position.
+
+    `branches` are the conditions that the user's code asked, with their lines.
+    """
     mode = fake_mode_of(graph)
     guards = [] if mode is None or mode.shape_env is None else mode.shape_env.guards
-    return tuple(
+    return tuple(Guard(predicate, place, branch=True) for predicate, place in branches.items()) + tuple(
         Guard(sympy.sympify(guard.expr), _asked_at(guard) or places.get(position))
         for position, guard in enumerate(guards)
     )
@@ -79,7 +86,8 @@ def guards_over(graph: fx.Graph, guards: Sequence[Guard], inputs: Sequence[Input
     if mode is None or mode.shape_env is None:
         return ()
     symbols = {symbol for sizes in inputs for size in sizes.shape for symbol in size.free_symbols}
-    settled = [Guard(guard.predicate.xreplace(dict(mode.shape_env.replacements)), guard.where) for guard in guards]
+    known = dict(mode.shape_env.replacements)
+    settled = [replace(guard, predicate=guard.predicate.xreplace(known)) for guard in guards]
     ranges = [Guard(predicate, None) for predicate in _ranges(mode.shape_env, symbols)]
     found: dict[Expr, Guard] = {}
     for guard in (*settled, *ranges):
@@ -164,6 +172,12 @@ def violated(guards: Sequence[Guard], inputs: Sequence[InputSizes], bindings: Bi
     values = ", ".join(f"{symbol} is {bindings.get(symbol)} ({_first_use(symbol, inputs)})" for symbol in symbols)
     place = f" ({broken.where})" if broken.where else ""
     return f"the captured graph holds only where {broken.predicate}{place}, but {values}"
+
+
+def branches_otherwise(guards: Sequence[Guard], bindings: Bindings) -> bool:
+    """Whether sizes of 0 or 1 lead the user's code into another branch than the captured one."""
+    broken = [guard for guard in guards if not guard.holds(bindings)]
+    return bool(broken) and all(guard.branch and guard.holds_from_two(bindings) for guard in broken)
 
 
 def _first_use(symbol: Expr, inputs: Sequence[InputSizes]) -> str:

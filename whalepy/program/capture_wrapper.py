@@ -14,6 +14,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
+from whalepy.program.capture_branches import Branches, branches_noted
+from whalepy.program.capture_builtins import free_lengths
 from whalepy.program.capture_places import place_of_error
 from whalepy.program.capture_recorder import Recorder
 from whalepy.program.capture_state import assigned_attributes, assigned_buffers, state_of
@@ -160,6 +162,7 @@ class Seen:
     lost: tuple[str, ...] = ()  # attributes which the forward assigned
     backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
     guard_places: dict[int, str] = field(default_factory=dict[int, str])  # position in shape_env.guards -> user's line
+    branches: dict[Any, str] = field(default_factory=dict[Any, str])  # condition on sizes -> user's line that asked it
     sizes_fixed_at: str | None = None  # user's line that made free sizes too complex
     checkpoint_places: tuple[str, ...] = ()  # user's lines that ran inside torch.utils.checkpoint, sorted
 
@@ -198,13 +201,15 @@ class CaptureWrapper(nn.Module):
         args, kwargs = pytree.tree_unflatten(values, self.spec)
         before = state_of(self.model)
         recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
+        branches = Branches()
         try:
-            with recorder:
+            with recorder, free_lengths(), branches_noted(branches):
                 results = self._run(args, kwargs)
         except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
             raise data_dependent(error) from error
         after = state_of(self.model)
         self.seen.guard_places, self.seen.checkpoint_places = recorder.guards, tuple(sorted(recorder.checkpoints))
+        self.seen.branches = branches.decided
         self.seen.results = len(results)
         self.seen.assigned = assigned_buffers(before, after)
         self.seen.lost = assigned_attributes(before, after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -207,10 +207,17 @@ class CapturedModel(ParallelModel):
         example = normal(args, kwargs)
         leaves, _, shapes = self._agree(example, (training, wants))
         key = (training, wants, pytree.tree_structure(example), constants_of(leaves))
-        if key not in self._runnables:
-            self._runnables[key] = self._build(whole_example(example, shapes), training=training, wants=wants)
-        runnable = self._runnables[key]
+
+        def runnable_of(key: Any) -> Runnable:
+            if key not in self._runnables:
+                self._runnables[key] = self._build(whole_example(example, shapes), training=training, wants=wants)
+            return self._runnables[key]
+
+        runnable = runnable_of(key)
         bindings = runnable.captured.bind(shapes)
+        if runnable.captured.branches_otherwise(bindings):
+            runnable = runnable_of((*key, _small(shapes)))
+            bindings = runnable.captured.bind(shapes)
         violated = runnable.captured.check_sizes(bindings)
         if violated is not None:
             raise BatchError(violated)
@@ -238,6 +245,11 @@ class CapturedModel(ParallelModel):
             ]
             rows = {at: chunk(n, count, m)[1] for at, n in table.items()}
             yield part, sizes_of_microbatch(bindings, runnable.symbols, rows, first=m == 0)
+
+
+def _small(shapes: Sequence[tuple[int, ...] | None]) -> tuple[tuple[int, ...] | None, ...]:
+    """Shapes with every size of 2 and more taken as one: those for which one capture does not serve all."""
+    return tuple(None if shape is None else tuple(min(size, 2) for size in shape) for shape in shapes)
 
 
 def _check_constants(captured: Captured) -> None:
