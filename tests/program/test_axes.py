@@ -65,6 +65,15 @@ def test_sizes_that_an_operator_equates_are_known_afterwards() -> None:
     assert axes.size(c) == 8 * S
 
 
+def test_a_known_size_is_kept_where_a_free_expression_must_equal_it() -> None:
+    """A convolution that halves a free dim, flattened into a linear layer: the parameter's own size counts."""
+    axes = Axes({S: 4})
+    rows, weight = axes.dim(4 * (S // 2)), axes.dim(8)
+    axes.match(rows, weight)
+    assert [axes.size(leaf) for leaf in axes.leaves(weight)] == [8]
+    assert [axes.size(leaf) for leaf in axes.leaves(rows)] == [8]
+
+
 def test_a_fixed_axis_is_never_refined() -> None:
     axes = Axes()
     rows, a = axes.new(12), (axes.new(3), axes.new(4))
@@ -123,3 +132,10 @@ def test_matching_keeps_every_total_and_ends_in_agreement(sizes: list[int], data
     axes.match(a, b)
     assert axes.leaves(a) == axes.leaves(b)  # one is a grouping of the other: all of it comes apart
     assert prod(int(axes.size(leaf)) for leaf in axes.leaves(a)) == prod(sizes)
+
+
+def test_an_axis_of_a_parameter_keeps_its_number_when_it_meets_a_size_of_an_input() -> None:
+    axes = Axes({S: 32})
+    patches, positions = axes.new((S // 8) ** 2), axes.new(16)
+    axes.match((patches,), (positions,))
+    assert axes.size(patches) == axes.size(positions) == 16

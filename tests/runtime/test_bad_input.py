@@ -137,7 +137,7 @@ PLANS: dict[str, tuple[Callable[[], Any], type[WhaleError], str]] = {
         CaptureError,
         "the model fixes the number of rows: dim 0 of input args[0] comes out as a number\n"
         "  at:  {fixed}\n"
-        "  fix: read it as x.shape[0], without int() or len(), and never write it as a number; or give batch_dim=",
+        "  fix: read it as x.shape[0], without int(), and never write it as a number; or give batch_dim=",
     ),
     "microbatches of a loss that is not additive": (
         lambda: planned(RootMean(), {"": whalepy.replicate(2)}, microbatches=2),

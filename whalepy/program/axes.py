@@ -192,6 +192,8 @@ class Axes:
             return False
         self.equate(self._size[b], self._size[a])
         keep, drop = (a, b) if (a in self._sum or b not in self._sum) else (b, a)
+        if isinstance(known := self.size(drop), int):
+            self._size[keep] = known  # a parameter's own size, where the other follows free sizes
         self._parent[drop] = keep
         if drop in self._fixed:
             self._fixed.add(keep)

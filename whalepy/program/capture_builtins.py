@@ -1,4 +1,4 @@
-"""`len` of a tensor as a free size, while a model is traced."""
+"""What Python code does otherwise while a model is traced: `len` of a tensor, and checks of values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.distributions import Distribution
 
 
 @contextlib.contextmanager
@@ -25,3 +26,17 @@ def free_lengths() -> Generator[None]:
 
     with mock.patch.object(builtins, "len", free_length):
         yield
+
+
+@contextlib.contextmanager
+def unchecked_distributions() -> Generator[None]:
+    """Until it ends, torch.distributions does not look whether parameters and samples are in their range.
+
+    Those checks raise or do nothing, but branch on values, which a capture has not got.
+    """
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_branches import Branches, branches_noted
-from whalepy.program.capture_builtins import free_lengths
+from whalepy.program.capture_builtins import free_lengths, unchecked_distributions
 from whalepy.program.capture_places import place_of_error
 from whalepy.program.capture_recorder import Recorder
 from whalepy.program.capture_state import assigned_attributes, assigned_buffers, state_of
@@ -203,7 +203,7 @@ class CaptureWrapper(nn.Module):
         recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
         branches = Branches()
         try:
-            with recorder, free_lengths(), branches_noted(branches):
+            with recorder, free_lengths(), unchecked_distributions(), branches_noted(branches):
                 results = self._run(args, kwargs)
         except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
             raise data_dependent(error) from error
