@@ -40,6 +40,8 @@ class Run:
     steps: int = 3
     dtype: torch.dtype = torch.float64
     loss_fn: Callable[..., Tensor] | None = None
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    """None: AdamW in float64, SGD with momentum in float32."""
     accumulate: int = 1
     """train_step calls before each optimizer step."""
     clip: tuple[float, float] | None = None
@@ -108,7 +110,7 @@ class Training:
         found.wrong += _names(self.parallel, self.local)
         found.wrong += self._values("initial value", self._state(), self.local.state_dict())
         before = {name: p.detach().clone() for name, p in self.local.named_parameters()}
-        optimizers = [_optimizer(model, run.dtype) for model in (self.parallel, self.local)]
+        optimizers = [(run.optimizer or _optimizer(run.dtype))(model) for model in (self.parallel, self.local)]
         for step in range(run.steps):
             for part in range(run.accumulate):
                 self._backward(step, self.batches[(step * run.accumulate + part) % len(self.batches)])
@@ -122,6 +124,8 @@ class Training:
         changes = {name: after[name] - before[name] for name in before}
         own = {name: p.detach() - before[name] for name, p in self.local.named_parameters()}
         found.wrong += self._values("change", changes, own)
+        buffers = {name: value for name, value in self.local.state_dict().items() if name not in before}
+        found.wrong += self._values("buffer", {name: after[name] for name in buffers}, buffers)
         self._compare_inference()
 
     def _state(self) -> dict[str, Tensor]:
@@ -216,10 +220,18 @@ def _as_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), batch) if isinstance(batch, dict) else (tuple(batch), {})
 
 
-def _optimizer(model: nn.Module, dtype: torch.dtype) -> torch.optim.Optimizer:
-    if dtype == torch.float64:
-        return torch.optim.AdamW(model.parameters(), lr=1e-2)
+def momentum(model: nn.Module) -> torch.optim.Optimizer:
+    """SGD, which does not make a large change of a gradient that is rounding alone."""
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """The usual one, for float64."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-6)  # with 1e-8, rounding of gradients that are 0 shows
+
+
+def _optimizer(dtype: torch.dtype) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    return adamw if dtype == torch.float64 else momentum
 
 
 def _names(parallel: nn.Module, local: nn.Module) -> list[str]:
