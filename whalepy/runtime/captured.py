@@ -137,9 +137,14 @@ class CapturedModel(ParallelModel):
                 loss.backward()
             written.append(tuple(value.detach() for value in outputs[runnable.captured.results :]))
         self._write_buffers(runnable, written)
-        reduce_gradients(list(runnable.stored.values()), read, parameters)
+        self._reduce_gradients(runnable, read, parameters)
         self._step += 1
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _reduce_gradients(
+        self, runnable: Runnable, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        reduce_gradients(list(runnable.stored.values()), read, parameters)
 
     def eval_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch in evaluation mode, on every rank."""

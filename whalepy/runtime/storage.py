@@ -89,7 +89,7 @@ def reduce_gradients(
             continue
         groups = entry.summed_over
         if groups is None:
-            _add(parameters[entry.name], entry.reduced(gradient))
+            _add(parameters[entry.name], entry.reduced(_taken(leaves[entry.name])))
             continue
         buckets.setdefault((*map(id, groups), gradient.dtype), []).append(entry)
     for members in buckets.values():
@@ -115,25 +115,32 @@ def _bucketed(members: Iterable[Stored], leaves: Mapping[str, torch.Tensor]) -> 
 def _reduce_bucket(
     bucket: Sequence[Stored], leaves: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    gradients = [leaves[entry.name].grad for entry in bucket]
-    present = [gradient for gradient in gradients if gradient is not None]
+    own = [(parameters[entry.name], _taken(leaves[entry.name])) for entry in bucket]
     groups = [g for g in bucket[0].summed_over or () if g.size > 1]
-    if groups:
-        flat = torch.cat([gradient.reshape(-1) for gradient in present])
-        for group in groups:
-            flat = convert(flat, "P", "R", group)
-        present = [
-            part.view_as(gradient)
-            for part, gradient in zip(flat.split([g.numel() for g in present]), present, strict=True)
-        ]
-    for entry, gradient in zip(bucket, present, strict=True):
-        _add(parameters[entry.name], gradient)
+    if not groups:
+        for parameter, gradient in own:
+            _add(parameter, gradient)
+        return
+    flat = torch.cat([gradient.reshape(-1) for _, gradient in own])
+    shapes = [(parameter, gradient.shape) for parameter, gradient in own]
+    own.clear()  # else what one rank has computed and what all have would lie side by side
+    for group in groups:
+        flat = convert(flat, "P", "R", group)
+    for (parameter, shape), part in zip(shapes, flat.split([shape.numel() for _, shape in shapes]), strict=True):
+        _add(parameter, part.view(shape))
+
+
+def _taken(leaf: torch.Tensor) -> torch.Tensor:
+    """The gradient of a leaf, which lets go of it."""
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    return gradient
 
 
 def _add(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
     gradient = gradient.detach().to(parameter.dtype)
     if parameter.grad is None:
-        parameter.grad = gradient.clone() if gradient._base is not None or gradient.requires_grad else gradient
+        parameter.grad = gradient
     else:
         parameter.grad += gradient
 

@@ -1,0 +1,157 @@
+"""What a step does, operator by operator, counted while it runs on the meta device: nothing is computed or held."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+Phase = Literal["forward", "backward", "gradient", "optimizer"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One operator, or one collective, of one rank."""
+
+    phase: Phase
+    name: str
+    """The line of the user's code it comes from, or the operator."""
+    flops: int
+    """Of products alone: what a rate in FLOP/s bounds."""
+    bytes: int
+    """Read and written; of a collective, what this rank sends."""
+    dtype: str
+    memory: int
+    """Bytes held when it ends."""
+    peak: int
+    """Bytes held at most since the event before."""
+    collective: str = ""
+    """all-gather, all-reduce, reduce-scatter or all-to-all; empty for an operator."""
+    level: int = -1
+    """The level of a collective."""
+
+
+@dataclass(eq=False)
+class Counter(TorchDispatchMode):
+    """Counts the operators that run inside, and the memory of every tensor that is alive."""
+
+    events: list[Event] = field(default_factory=list[Event])
+    phase: Phase = "forward"
+    memory: int = 0
+    _peak: int = 0
+    _held: set[int] = field(default_factory=set[int])
+    name: str = ""
+    names_backward: dict[int, str] = field(default_factory=dict[int, str])
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for tensor in made:
+            self.hold(tensor)
+        if func.is_view or func._overloadpacket in _FREE:
+            return result
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        count = flop_registry.get(func._overloadpacket)
+        flops = int(count(*args, **(kwargs or {}), out_val=result)) if count is not None else 0
+        traffic = _TRAFFIC.get(func._overloadpacket, _all_bytes)(given, made)
+        self._note(flops, traffic, _dtype_of(made + given), str(func._overloadpacket).removeprefix("aten."))
+        return result
+
+    def collective(self, kind: str, level: int, sent: int) -> None:
+        """Note a collective of which this rank sends so many bytes."""
+        self._note(0, sent, "", kind, kind, level)
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Count the memory of a tensor until nobody holds it."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._held:
+            return
+        size = storage.nbytes()
+        self._held.add(key)
+        self.memory += size
+        self._peak = max(self._peak, self.memory)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._held.discard(key)
+        self.memory -= size
+
+    def _note(self, flops: int, traffic: int, dtype: str, operator: str, collective: str = "", level: int = -1) -> None:
+        phase: Phase = "backward" if torch._C._current_autograd_node() is not None else self.phase
+        name = self._name() or operator
+        self.events.append(
+            Event(phase, name, flops, traffic, dtype, self.memory, max(self._peak, self.memory), collective, level)
+        )
+        self._peak = self.memory
+
+    def _name(self) -> str:
+        node: Any = torch._C._current_autograd_node()
+        if node is not None:
+            return node.metadata.get(_NAME, "")
+        return self.name if self.phase == "forward" else ""
+
+    @contextmanager
+    def during(self, phase: Phase) -> Generator[None]:
+        """Events inside belong to a phase of the step."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+
+_NAME = "whalepy_name"
+_aten = torch.ops.aten
+_FREE: frozenset[Any] = frozenset(
+    (_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided, _aten.detach,
+     _aten.lift_fresh, _aten._unsafe_view, _aten.sym_size, _aten.alias)
+)  # fmt: skip
+"""Nothing is read or written."""
+
+
+def mark(result: Any, name: str) -> None:
+    """Name the backward of what an operator has made."""
+    for leaf in pytree.tree_leaves(result):
+        if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+            leaf.grad_fn.metadata.setdefault(_NAME, name)
+
+
+def _all_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in (*given, *made))
+
+
+def _written_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in made)
+
+
+def _picked_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:
+    """Of what is indexed only the elements that are picked are read."""
+    return 2 * sum(tensor.nbytes for tensor in made) + sum(tensor.nbytes for tensor in given[1:])
+
+
+_TRAFFIC: dict[Any, Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], int]] = {
+    **dict.fromkeys(
+        (_aten.zeros, _aten.ones, _aten.full, _aten.new_zeros, _aten.new_ones, _aten.new_full, _aten.zeros_like,
+         _aten.ones_like, _aten.full_like, _aten.arange, _aten.fill_, _aten.zero_),
+        _written_bytes,
+    ),
+    **dict.fromkeys((_aten.embedding, _aten.index, _aten.gather, _aten.index_select), _picked_bytes),
+}  # fmt: skip
+
+
+def _dtype_of(tensors: Sequence[torch.Tensor]) -> str:
+    floating = (t.dtype for t in tensors if t.dtype.is_floating_point)
+    return str(next(floating, torch.float32)).removeprefix("torch.")
