@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["fits", "tight", "no"]
@@ -120,6 +120,7 @@ class ModulePart:
     repeats: int
     """How many modules of the same form it stands for."""
     parameters: int
+    """With the modules inside it, and of all repeats together; `flops` as well."""
     flops: float
     split: tuple[tuple[str, int, tuple[float, ...]], ...] = ()
     """Per cut axis of its parameters: parameter and dim, size, shares."""
@@ -182,6 +183,10 @@ class Forecast:
     """Where nothing fits: flags that make it fit, cheapest first."""
     fidelity: str = ""
     """How far predictions are from published runs, as measured."""
+    equal_shares_missing_bytes: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Per rank that would run out of memory with equal shares: by how much."""
+    plan_file: str = ""
+    """Where the plan is saved, as `compile(..., plan=)` takes it; "" where it is not."""
 
     @property
     def fits(self) -> bool:

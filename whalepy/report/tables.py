@@ -1,0 +1,170 @@
+"""The tables of the terminal report: the devices, where the step goes, and the plans that were tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+from whalepy.planner.forecast import Alternative, Forecast
+from whalepy.report import wording
+from whalepy.report.bars import Glyphs, filled, lengths
+from whalepy.report.folding import Row, folded
+from whalepy.report.lines import INDENT, NARROW, flow, labelled, table, widest
+
+BARS = range(20, 3, -1)  # lengths of a bar in characters, best first
+
+LEAST_STRATEGY = 30  # columns; where less is left for it, the figures of a plan stand below its name
+FULL, HIGH = 1.0, 0.9  # parts of a device's memory from which its bar is red, yellow
+
+
+# -- the devices
+
+
+def device_lines(forecast: Forecast, width: int, glyphs: Glyphs) -> Iterator[Text]:
+    """A heading and a row per device, or per group of alike ones; bars as long as the width allows.
+
+    A mark that has no room beside its row stands below it.
+    """
+    rows = folded(forecast)
+    marks = [Text(), *(_mark(forecast, row) for row in rows)]
+    tables = (_device_table(forecast, rows, bar, glyphs) for bar in (BARS if width >= NARROW else ()))
+    fitting = (lines for lines in tables if widest(lines) + INDENT + widest(marks) <= width)
+    lines = next(fitting, None) or _device_table(forecast, rows, 0, glyphs)
+    for line, mark in zip(lines, marks, strict=True):
+        yield from flow([line, mark] if mark else [line], width, gap=2, indent=0, hanging=2 * INDENT)
+
+
+def _device_table(forecast: Forecast, rows: Sequence[Row], bar: int, glyphs: Glyphs) -> list[Text]:
+    unit, size = wording.memory_unit(each.peak_memory_bytes for each in forecast.devices)
+    staged = len(forecast.stages) > 1
+    heads = ["", "device", "stage" if staged else "", "rows", f"memory ({unit})", "busy"]
+    memory = _gauges([_memory_bar(row, bar, glyphs) for row in rows], [_memory(row, size) for row in rows])
+    busy = _gauges(
+        [Text(filled(row.busiest.busy_s / forecast.step_time_s, bar, glyphs), "cyan") for row in rows],
+        [_busy(row, forecast.step_time_s) for row in rows],
+    )
+    cells = [[Text(head, "dim") for head in heads]]
+    for row, used, part in zip(rows, memory, busy, strict=True):
+        stages = Text(wording.ranks({each.stage for each in row.devices}) if staged else "")
+        share = Text(_range(*row.batch_shares))
+        cells.append([Text(row.ranks), Text(row.type), stages, share, used, part])
+    return table(cells, right=(2, 3))
+
+
+def _gauges(bars: Sequence[Text], figures: Sequence[str]) -> list[Text]:
+    """Each bar with its figure, the figures right-aligned."""
+    width = max(map(len, figures))
+    return [
+        bar.append(" " * min(bar.cell_len, 2)) + figure.rjust(width) for bar, figure in zip(bars, figures, strict=True)
+    ]
+
+
+def _range(least: float, most: float) -> str:
+    return f"{least:,}" if least == most else f"{least:,}-{most:,}"
+
+
+def _memory_bar(row: Row, bar: int, glyphs: Glyphs) -> Text:
+    device = row.tightest
+    part = device.peak_memory_bytes / max(device.memory_capacity_bytes, 1)
+    return Text(filled(part, bar, glyphs), "red" if part > FULL else "yellow" if part > HIGH else "green")
+
+
+def _memory(row: Row, unit: int) -> str:
+    """The peak of the tightest device of the row, and what it has."""
+    device = row.tightest
+    return f"{device.peak_memory_bytes / unit:,.1f} / {device.memory_capacity_bytes / unit:,.1f}"
+
+
+def _busy(row: Row, step: float) -> str:
+    parts = [round(100 * each.busy_s / step) for each in row.devices]
+    return f"{_range(min(parts), max(parts))} %"
+
+
+def _mark(forecast: Forecast, row: Row) -> Text:
+    """What is special about a device of the row, with its rank where the row shows several."""
+    missing = {rank: lack for rank, lack in wording.missing_bytes(forecast).items() if row.holds(rank)}
+    parts: list[str] = [f"lacks {wording.memory(max(missing.values()))}"] if missing else []
+    for name, rank in (("bottleneck", forecast.bottleneck), ("tightest", forecast.tightest)):
+        if row.holds(rank) and len(forecast.devices) > 1 and not (missing and name == "tightest"):
+            parts.append(name if len(row.devices) == 1 else f"{name}: {rank}")
+    return Text("<- " + ", ".join(parts) if parts else "", "bold red" if missing else "bold")
+
+
+# -- the step
+
+
+def step_lines(forecast: Forecast, width: int, glyphs: Glyphs) -> Iterator[Text]:
+    """The step of the bottleneck as one bar of its parts, and what each part is."""
+    parts = forecast.breakdown
+    figures = (
+        (glyphs.compute, "compute", parts.compute_s, "green", ""),
+        (glyphs.gradient, "gradients", parts.gradient_s, "yellow", _hidden(forecast)),
+        (glyphs.bridge, "bridges", parts.bridge_s, "cyan", ""),
+        (glyphs.bubble, "bubble", parts.bubble_s, "magenta", ""),
+    )
+    column = 0 if width < NARROW else 6
+    bar = Text()
+    for (glyph, _, _, style, _), length in zip(figures, lengths([f[2] for f in figures], width - 12), strict=True):
+        bar.append(glyph * length, style)
+    legend = [
+        Text(glyph, style).append(f" {name} {wording.seconds(value)}{more}", "default")
+        for glyph, name, value, style, more in figures
+        if value > 0 or more
+    ]
+    yield from labelled("step", [bar], width, column=column)
+    yield from flow(legend, width, indent=INDENT + column, hanging=0)
+    if forecast.microbatches > 1:
+        text = f"{wording.plural(forecast.microbatches, 'microbatch', 'microbatches')}, schedule {forecast.schedule}"
+        yield from flow([Text(text)], width, indent=INDENT + column)
+
+
+def _hidden(forecast: Forecast) -> str:
+    """How much of the gradient collectives runs under computation."""
+    part = wording.hidden(forecast)
+    return "" if part is None else f" ({wording.percent(part)} hidden)"
+
+
+# -- what was tried
+
+
+def alternative_lines(forecast: Forecast, width: int, top: int) -> Iterator[Text]:
+    """The plan and those it was measured against, best first: a line each, or two where that is too wide."""
+    shown, left = forecast.alternatives[:top], len(forecast.alternatives) - top
+    if not shown:
+        return
+    unit, size = wording.memory_unit(each.peak_memory_bytes for each in shown)
+    heads = [Text(head, "dim") for head in ("", "strategy", "step", f"peak ({unit})", "against best")]
+    rows = [_alternative(forecast, each, index == 0, size) for index, each in enumerate(shown)]
+    longest = max(row[1].cell_len for row in rows)
+    space = longest - (widest(table([heads, *rows])) - width)
+    if space >= min(longest, LEAST_STRATEGY):
+        yield from table([heads, *(line for row in rows for line in _folded(row, space))], right=(2, 3))
+    else:
+        yield from (line for row in rows for line in _stacked(row, unit, width))
+    if left > 0:
+        yield Text(" " * INDENT).append(f"and {left:,} more, in --json", "dim")
+
+
+def _alternative(forecast: Forecast, other: Alternative, best: bool, unit: int) -> list[Text]:
+    peak = f"{other.peak_memory_bytes / unit:,.1f}/{other.memory_capacity_bytes / unit:,.1f}"
+    said = wording.beside_itself(other) if best else wording.against(forecast, other)
+    step = "-" if other.verdict == "no" else wording.seconds(other.step_time_s)
+    return [Text(">" if best else ""), Text(other.strategy, "bold" if best else ""), Text(step), Text(peak), Text(said)]
+
+
+def _folded(row: Sequence[Text], space: int) -> Iterator[Sequence[Text]]:
+    """The row with its strategy in lines of `space` columns."""
+    mark, strategy, *figures = row
+    first, *more = flow(strategy.split(" "), space, gap=1, indent=0) if strategy else [strategy]
+    yield [mark, first, *figures]
+    for line in more:
+        yield [Text(), line, *(Text() for _ in figures)]
+
+
+def _stacked(row: Sequence[Text], unit: str, width: int) -> Iterator[Text]:
+    """The strategy, and its figures below it."""
+    mark, strategy, step, peak, said = row
+    yield from flow([Text(mark.plain or " "), *strategy.split(" ")], width, gap=1, hanging=2)
+    named = [step if step.plain != "-" else Text(), Text(f"peak {peak} {unit}"), said]
+    yield from flow([piece for piece in named if piece.plain], width, indent=INDENT + 4)
