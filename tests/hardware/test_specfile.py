@@ -68,7 +68,7 @@ def one(**fields: Any) -> dict[str, Any]:
     return {"nodes": [{"devices": [{"type": "cpu"} | fields]}]}
 
 
-NUMBER = "input should be a valid number, unable to parse string as a number"
+NUMBER = "write a figure"
 SOURCE = "give the path of a YAML or JSON file, a dict, or one line such as '8xT4'"
 ERRORS: list[tuple[Any, str]] = [
     (one(spede=2), "nodes[0].devices[0].spede is not a known field\n  fix: did you mean speed?"),
@@ -139,7 +139,7 @@ FILES = [
     ("a.json", '{"nodes":\n oops}', "broken JSON: Expecting value", ":2"),
     ("a.yaml", "nodes: [{devices: 2xcpuu}]", "unknown device 'cpuu'", ""),  # found after the file was read
     ("a.yaml", "nodes: [{devices: 0xcpu}]", "cluster term '0xcpu': 0 is not a number of devices", ""),
-    ("a.yaml", "", "the cluster is None", ""),
+    ("a.yaml", "", "the cluster file is empty", ""),
     ("a.yaml", "2xcpu @ fast", "'fast' is not a bandwidth", ""),
 ]
 

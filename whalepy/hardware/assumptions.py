@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from whalepy.hardware.devices import USABLE_FRACTION, DeviceProfile
+from whalepy.hardware.efficiency import GIB, PRACTICE
 from whalepy.hardware.links import Link
+from whalepy.hardware.wheels import builds_for, builds_for_all, torch_release
 
 _STANDING = {
     "assumed": "assumed",
@@ -14,6 +16,7 @@ _STANDING = {
     "memory": "not looked up",
 }
 _UNUSED = ("torch_name", "compute_capability")
+_PRACTICE_FIELDS = ("product_efficiency", "memory_efficiency", "launch_s", "host_bandwidth", "runtime_bytes")
 
 
 def about_profile(profile: DeviceProfile) -> Iterator[str]:
@@ -21,6 +24,48 @@ def about_profile(profile: DeviceProfile) -> Iterator[str]:
     unsure = [(field, _STANDING[mark]) for field, mark in profile.marks if mark in _STANDING and field not in _UNUSED]
     if unsure:
         yield f"{profile.name}: " + ", ".join(f"{field} ({standing})" for field, standing in unsure)
+
+
+def about_practice(profiles: Iterable[DeviceProfile]) -> Iterator[str]:
+    """What was taken for the devices of one vendor, where nobody measured what they make of their peaks."""
+    taken: dict[str, set[str]] = {}
+    for profile in profiles:
+        words = taken.setdefault(profile.vendor, set())
+        words |= {field for field in _PRACTICE_FIELDS if getattr(profile, field) in ((), None)}
+    for vendor, fields in taken.items():
+        sentences = [_TAKEN[field].format(**_shown(vendor)) for field in _PRACTICE_FIELDS if field in fields]
+        if sentences:
+            yield f"{vendor} devices, not measured: {', '.join(sentences)}"
+
+
+_TAKEN = {
+    "product_efficiency": "large matrix products reach {product:.0%} of the peak ({source})",
+    "memory_efficiency": "large elementwise operators {memory:.0%} of the memory bandwidth",
+    "launch_s": "{launch:g} us of the host per operator",
+    "host_bandwidth": "{host:.0%} of the host link",
+    "runtime_bytes": "{runtime:.1f} GiB held by libraries",
+}
+
+
+def _shown(vendor: str) -> dict[str, object]:
+    taken = PRACTICE[vendor]
+    return {
+        "product": taken.product_fraction,
+        "source": taken.source,
+        "memory": taken.memory_fraction,
+        "launch": taken.launch_s * 1e6,
+        "host": taken.host_fraction,
+        "runtime": taken.runtime_bytes / GIB,
+    }
+
+
+def about_wheels(profiles: Iterable[DeviceProfile]) -> Iterator[str]:
+    """That no official torch wheel has kernels for all of these devices, where that is so."""
+    known = [found for found in dict.fromkeys(profiles) if found.compute_capability]
+    release = torch_release()
+    if known and not builds_for_all(known, release):
+        each = sorted({f"{found.name}: {' '.join(builds_for(found, release)) or 'none'}" for found in known})
+        yield f"no official torch {release} wheel has kernels for all devices ({'; '.join(each)})"
 
 
 def about_inside(profiles: Sequence[DeviceProfile], link: Link) -> Iterator[str]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from whalepy.errors import ClusterError
 from whalepy.hardware import assumptions
-from whalepy.hardware.devices import GIB, DeviceProfile, profile_table
+from whalepy.hardware.devices import GIB, DeviceProfile
+from whalepy.hardware.entries import LinkEntry, NodeEntry, SpecFile
 from whalepy.hardware.links import Link, default_network_latency, link_inside
-from whalepy.hardware.profiles import profile
-from whalepy.hardware.specfile import DeviceEntry, LinkEntry, NodeEntry, ProfileEntry, SpecFile, located, read_spec
+from whalepy.hardware.own_profiles import is_known, memory_of, own_profiles, profile_dict, type_of
+from whalepy.hardware.specfile import located, read_spec
+
+MOST_DEVICES = 2**16
+"""More than the largest machines have; a plan lists every device."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class ClusterSpec:
             return source
         content, file = read_spec(source)
         with located(file):
-            return _build(content)
+            return _build(content, file)
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:
@@ -99,6 +103,8 @@ class ClusterSpec:
         inside = {(tuple(device.profile for device in node.devices), node.link) for node in self.nodes}
         sentences = itertools.chain(
             *(assumptions.about_profile(figures) for figures in {device.profile for device in self.devices}),
+            assumptions.about_practice(device.profile for device in self.devices),
+            assumptions.about_wheels(device.profile for device in self.devices),
             *(assumptions.about_inside(profiles, link) for profiles, link in inside),
             assumptions.about_between(self.inter),
         )
@@ -110,9 +116,9 @@ class ClusterSpec:
         data: dict[str, Any] = {"nodes": [_node_dict(next(nodes), 1 + len(list(nodes))) for _, nodes in groups]}
         if self.inter:
             data["link"] = _link_dict(self.inter)
-        own = {device.type: device.profile for device in self.devices if not _is_known(device.profile)}
+        own = {device.type: device.profile for device in self.devices if not is_known(device.profile)}
         if own:
-            data["profiles"] = {name: _profile_dict(figures) for name, figures in own.items()}
+            data["profiles"] = {name: profile_dict(figures) for name, figures in own.items()}
         return data
 
     def __str__(self) -> str:
@@ -125,8 +131,12 @@ class ClusterSpec:
 # --- from a checked file ------------------------------------------------------------------------------------------
 
 
-def _build(spec: SpecFile) -> ClusterSpec:
-    own = {name: _own_profile(name, entry) for name, entry in spec.profiles.items()}
+def _build(spec: SpecFile, file: str | None) -> ClusterSpec:
+    count = sum(entry.count * sum(item.count for item in entry.devices) for entry in spec.nodes)
+    if count > MOST_DEVICES:
+        fix = "check the counts of nodes and devices"
+        raise ClusterError(f"the cluster has {count:,} devices, more than {MOST_DEVICES:,}", fix=fix)
+    own = own_profiles(spec, file)
     entries = [entry for entry in spec.nodes for _ in range(entry.count)]
     nodes: list[Node] = []
     start = 0
@@ -139,19 +149,13 @@ def _build(spec: SpecFile) -> ClusterSpec:
 
 
 def _node(entry: NodeEntry, index: int, start: int, own: Mapping[str, DeviceProfile]) -> Node:
-    alike = [(item, own.get(item.type) or profile(item.type)) for item in entry.devices for _ in range(item.count)]
+    alike = [(item, type_of(item.type, own)) for item in entry.devices for _ in range(item.count)]
     devices = tuple(
-        Device(start + place, index, found.name, item.speed, _memory(item, found), found)
+        Device(start + place, index, found.name, item.speed, memory_of(item, found), found)
         for place, (item, found) in enumerate(alike)
     )
     default = link_inside([device.profile for device in devices])
     return Node(index, devices, _link(entry.link, default.latency_s) if entry.link else default)
-
-
-def _memory(entry: DeviceEntry | ProfileEntry, default: DeviceProfile) -> int:
-    if entry.memory_bytes is not None:
-        return entry.memory_bytes
-    return default.memory_bytes if entry.memory_gib is None else int(entry.memory_gib * GIB)
 
 
 def _link(entry: LinkEntry, default_latency_s: float) -> Link:
@@ -171,22 +175,6 @@ def _check_vendors(profiles: Sequence[DeviceProfile]) -> None:
     if len(vendors) > 1:
         what = f"{' and '.join(vendors)} devices cannot work in one cluster: no collective library joins them"
         raise ClusterError(what, fix="describe one cluster per vendor")
-
-
-_NEEDED = ("fp32", "memory_bandwidth", "link_bandwidth")
-
-
-def _own_profile(name: str, entry: ProfileEntry) -> DeviceProfile:
-    """A type of the user's own, from a known one or from nothing; it may also restate a known name."""
-    given = entry.model_dump(exclude_none=True, exclude={"base", "memory_gib", "memory_bytes"})
-    missing = [field for field in _NEEDED if field not in given]
-    if entry.memory_bytes is None and entry.memory_gib is None:
-        missing.append("memory_gib")
-    if entry.base is None and missing:
-        fix = "add it in SI units, or name a known type as `base:`"
-        raise ClusterError(f"profiles.{name}.{missing[0]} is missing", fix=fix)
-    base = profile(entry.base) if entry.base else DeviceProfile(name, "NVIDIA", name, 0, 0.0, 0.0)
-    return replace(base, name=name, memory_bytes=_memory(entry, base), **given)
 
 
 # --- to text and data ---------------------------------------------------------------------------------------------
@@ -215,15 +203,6 @@ def _devices_dict(device: Device, count: int) -> dict[str, Any]:
 
 def _link_dict(link: Link) -> dict[str, Any]:
     return {"bandwidth": link.bandwidth_bytes_per_s, "latency_s": link.latency_s, "origin": link.origin}
-
-
-def _profile_dict(figures: DeviceProfile) -> dict[str, Any]:
-    marks = [list(mark) for mark in figures.marks]
-    return {key: value for key, value in asdict(figures).items() if key != "name"} | {"marks": marks}
-
-
-def _is_known(figures: DeviceProfile) -> bool:
-    return profile_table().get(figures.name) == figures
 
 
 def _node_text(node: Node) -> str:

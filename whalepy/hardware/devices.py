@@ -12,9 +12,8 @@ from functools import lru_cache
 from importlib import resources
 
 from whalepy.errors import ClusterError
+from whalepy.hardware.efficiency import GIB, NVLINK_C2C, PRACTICE, Curve, Practice, default_curve, fraction_at
 from whalepy.hardware.near import did_you_mean
-
-GIB = 2**30
 
 # Usable by torch where no print-out was found: marketed sizes are GiB, and driver and ECC take 1 to 8 % of them.
 USABLE_FRACTION = 0.95
@@ -44,6 +43,9 @@ _DTYPE_ALIASES = {
 # Assumed, and true of data-centre parts; GeForce and RTX parts are far slower in float64.
 _FLOAT64_PER_FLOAT32 = 0.5
 
+# Whose measured curve stands for a dtype that was not measured.
+_CURVE_OF = {"float16": "bfloat16", "bfloat16": "float16", "float64": "float32", "tf32": "float32"}
+
 
 @dataclass(frozen=True)
 class DeviceProfile:
@@ -59,13 +61,21 @@ class DeviceProfile:
     fp16: float = 0.0
     bf16: float = 0.0
     fp8: float = 0.0
+    fp64: float = 0.0  # 0: half of float32 is assumed
     link: str = ""  # what joins the devices of one node, in words
     link_bandwidth: float = 0.0  # bytes/s per direction over all links of one device
     pcie_bandwidth: float = 0.0  # bytes/s per direction; 0 where the host is reached otherwise
     compute_capability: str = ""
     source: str = ""
     notes: str = ""
-    marks: tuple[tuple[str, str], ...] = ()  # (field, standing): ?, memory, derived, estimated, assumed
+    marks: tuple[tuple[str, str], ...] = ()  # (field, standing): ?, memory, derived, estimated, assumed, measured
+    base: str = ""  # the known type that this one refines
+    # What it makes of its peaks; where empty or None, what is taken for its vendor.
+    product_efficiency: tuple[tuple[str, Curve], ...] = ()  # by dtype: FLOPs of one product -> fraction of the rate
+    memory_efficiency: Curve = ()  # bytes that one kernel reads and writes -> fraction of the memory bandwidth
+    launch_s: float | None = None  # seconds of the host per kernel
+    host_bandwidth: float | None = None  # bytes/s per direction between the device and pinned memory of its host
+    runtime_bytes: int | None = None  # held by context, libraries and communicators
 
     def rate(self, dtype: str = "float32") -> float:
         """Peak FLOP/s of matrix products in `dtype` (a torch or short name); float64 is assumed half of float32.
@@ -73,18 +83,63 @@ class DeviceProfile:
         A type without units for float16, bfloat16 or tf32 computes at its float32 rate. Raises ClusterError for an
         unknown dtype, and for float8 without units.
         """
-        short = dtype.removeprefix("torch.").lower()
-        name = _DTYPE_ALIASES.get(short, short)
+        name = known_dtype(dtype)
         if name == "float64":
-            return self.fp32 * _FLOAT64_PER_FLOAT32
-        if name not in _RATE_FIELDS:
-            known = (*_RATE_FIELDS, "float64", *_DTYPE_ALIASES)
-            raise ClusterError(f"no device has a rate for dtype {dtype!r}", fix=did_you_mean(name, known))
+            return self.fp64 or self.fp32 * _FLOAT64_PER_FLOAT32
         rates = (getattr(self, field) for field in _RATE_FIELDS[name])
         best = next((rate for rate in rates if rate > 0), 0.0)
         if not best:
             raise ClusterError(f"{self.name} has no {name} units", fix="plan with float16, bfloat16 or float32")
         return best
+
+    def sheet_rate(self, dtype: str = "float32") -> float:
+        """`rate` as the data sheet has it, where this profile is measured on a known type: what MFU refers to."""
+        sheet = profile_table().get(self.base)
+        return self.rate(dtype) if sheet is None or self.vendor == "CPU" else sheet.rate(dtype)
+
+    def product_fraction(self, flops: float, dtype: str = "float32") -> float:
+        """The fraction of `rate(dtype)` that one matrix product of `flops` FLOPs reaches."""
+        name = known_dtype(dtype)
+        curves = dict(self.product_efficiency)
+        measured = curves.get(name) or curves.get(_CURVE_OF.get(name, ""))
+        taken = self._taken
+        return fraction_at(measured or default_curve(self.rate(dtype), taken.product_fraction, taken.fill_s), flops)
+
+    def memory_fraction(self, nbytes: float) -> float:
+        """The fraction of `memory_bandwidth` that a kernel which reads and writes `nbytes` in all reaches."""
+        taken = self._taken
+        default = default_curve(self.memory_bandwidth, taken.memory_fraction, taken.fill_s)
+        return fraction_at(self.memory_efficiency or default, nbytes)
+
+    def product_seconds(self, flops: float, dtype: str = "float32") -> float:
+        """Seconds of one matrix product of `flops` FLOPs, the launch aside."""
+        return flops / (self.rate(dtype) * self.product_fraction(flops, dtype)) if flops > 0 else 0.0
+
+    def memory_seconds(self, nbytes: float) -> float:
+        """Seconds of one kernel that reads and writes `nbytes` bytes in all, the launch aside."""
+        return nbytes / (self.memory_bandwidth * self.memory_fraction(nbytes)) if nbytes > 0 else 0.0
+
+    @property
+    def launch_seconds(self) -> float:
+        """Seconds of the host per kernel: no kernel takes less."""
+        return self._taken.launch_s if self.launch_s is None else self.launch_s
+
+    @property
+    def host_link(self) -> float:
+        """Bytes/s per direction between the device and pinned memory of its host."""
+        if self.host_bandwidth is not None:
+            return self.host_bandwidth
+        slot = self.memory_bandwidth if self.vendor == "CPU" else self.pcie_bandwidth or NVLINK_C2C
+        return slot * self._taken.host_fraction
+
+    @property
+    def runtime_memory(self) -> int:
+        """Bytes of `memory_bytes` that context, libraries and communicators hold."""
+        return self._taken.runtime_bytes if self.runtime_bytes is None else self.runtime_bytes
+
+    @property
+    def _taken(self) -> Practice:
+        return PRACTICE.get(self.vendor, PRACTICE["NVIDIA"])
 
     @property
     def bridge_is_optional(self) -> bool:
@@ -95,6 +150,16 @@ class DeviceProfile:
     def peer_bandwidth(self) -> float:
         """Bytes/s per direction between two devices of this type in one node, where nothing else is known."""
         return self.pcie_bandwidth if self.bridge_is_optional and self.pcie_bandwidth else self.link_bandwidth
+
+
+def known_dtype(dtype: str) -> str:
+    """The name under which a dtype has a rate. Raises ClusterError where none has."""
+    short = dtype.removeprefix("torch.").lower()
+    name = _DTYPE_ALIASES.get(short, short)
+    if name not in _RATE_FIELDS and name != "float64":
+        known = (*_RATE_FIELDS, "float64", *_DTYPE_ALIASES)
+        raise ClusterError(f"no device has a rate for dtype {dtype!r}", fix=did_you_mean(name, known))
+    return name
 
 
 def known_profiles() -> tuple[DeviceProfile, ...]:

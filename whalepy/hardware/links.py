@@ -32,7 +32,7 @@ class Link:
 
     bandwidth_bytes_per_s: float
     latency_s: float
-    origin: str = "given"  # given (by the user), profile (of the devices) or assumed
+    origin: str = "given"  # given (by the user), profile (of the devices), measured or assumed
 
     def __str__(self) -> str:
         return format_bandwidth(self.bandwidth_bytes_per_s)
@@ -41,11 +41,10 @@ class Link:
 def parse_bandwidth(text: str) -> float:
     """Bytes/s of "50Gbit/s" or "6.25 GB/s" (SI prefixes). Raises ClusterError for anything else."""
     match = _BANDWIDTH.fullmatch(text)
-    figure = _number(match["figure"]) if match else math.nan
-    if not match or not (0 < figure < math.inf):
-        raise ClusterError(f"{text.strip()!r} is not a bandwidth", fix=_BANDWIDTH_FIX)
-    per_second = figure * _PREFIXES[match["prefix"]]
-    return per_second / 8 if match["unit"] == "bit" else per_second
+    figure = _number(match["figure"]) * _PREFIXES[match["prefix"]] if match else math.nan
+    if not match or not (0 < figure < 1e30):
+        raise ClusterError(f"{text.strip()[:60]!r} is not a bandwidth", fix=_BANDWIDTH_FIX)
+    return figure / 8 if match["unit"] == "bit" else figure
 
 
 def format_bandwidth(bytes_per_s: float) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from whalepy.errors import ClusterError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
 from whalepy.hardware.devices import PCIE_X16, DeviceProfile, profile_table
 from whalepy.hardware.links import UNKNOWN_NETWORK_BANDWIDTH
+from whalepy.hardware.own_profiles import profile_dict
 from whalepy.hardware.profiles import profile, unknown_device_fix
 
 # Measured speeds of one type within this fraction of the fastest are the same speed: two runs differ by about as much.
@@ -62,9 +63,7 @@ def spec_from_reports(reports: Sequence[RankReport]) -> ClusterSpec:
     nodes = [_node_entry(ranks, reports, factors) for ranks in _by_host(reports).values()]
     own = {name: found for name, found in figures.items() if found.source == _MEASURED}
     data: dict[str, Any] = {"nodes": nodes}
-    data["profiles"] = {
-        name: {key: value for key, value in asdict(found).items() if key != "name"} for name, found in own.items()
-    }
+    data["profiles"] = {name: profile_dict(found) for name, found in own.items()}
     if len(nodes) > 1:
         data["link"] = {"bandwidth": UNKNOWN_NETWORK_BANDWIDTH, "origin": "assumed"}
     return ClusterSpec.load(data)

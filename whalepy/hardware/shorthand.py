@@ -55,7 +55,7 @@ def _parse_term(text: str) -> Term:
     body, star, speed = text.partition("*")
     match = _TERM.fullmatch(body)
     if not match:
-        raise ClusterError(f"cannot read the cluster term {text!r}", fix=_TERM_FIX)
+        raise ClusterError(f"cannot read the cluster term {_shown(text)}", fix=_TERM_FIX)
     return Term(
         nodes=None if match["nodes"] is None else _count(match["nodes"], "nodes", text),
         count=_count(match["count"], "devices", text),
@@ -65,9 +65,9 @@ def _parse_term(text: str) -> Term:
 
 
 def _count(figure: str, what: str, term: str) -> int:
-    if not figure.isdecimal() or int(figure) < 1:
+    if not figure.isdecimal() or len(figure) > 18 or int(figure) < 1:
         fix = "write a whole number of at least 1, or leave the term out"
-        raise ClusterError(f"cluster term {term!r}: {figure} is not a number of {what}", fix=fix)
+        raise ClusterError(f"cluster term {_shown(term)}: {figure[:20]} is not a number of {what}", fix=fix)
     return int(figure)
 
 
@@ -76,7 +76,11 @@ def _speed(figure: str, term: str) -> float:
         speed = float(figure)
     except ValueError:
         speed = math.nan
-    if not 0 < speed < math.inf:
+    if not 0 < speed <= 1e6:
         fix = "write a positive figure, relative to the type's own speed: *0.5 is half as fast"
-        raise ClusterError(f"cluster term {term!r}: {figure!r} is not a speed", fix=fix)
+        raise ClusterError(f"cluster term {_shown(term)}: {_shown(figure)} is not a speed", fix=fix)
     return speed
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,136 +1,36 @@
-"""What a cluster file may say, and how it is read: YAML or JSON, checked field by field.
-
-nodes:
-  - count: 4                       # nodes alike; default 1
-    devices: 8xA100-SXM4-80GB      # a term, terms joined by +, or a list
-  - devices:
-      - {type: MyCard, count: 2, speed: 0.9, memory_gib: 20}
-    link: 12GB/s                   # between the devices of the node; default: from their profiles
-link: {bandwidth: 100Gbit/s, latency_s: 2.0e-5}    # between nodes, per node and direction
-profiles:                          # device types of your own, in SI units; from a known type, or from nothing
-  MyCard: {base: RTX-3090, fp32: 3.0e+13, memory_gib: 22}
-"""
+"""How a cluster is read: YAML or JSON, a dict, or one line; checked field by field (`entries`)."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from whalepy.errors import ClusterError
-from whalepy.hardware.links import parse_bandwidth
+from whalepy.hardware.entries import DeviceEntry, LinkEntry, NodeEntry, ProfileEntry, SpecFile
 from whalepy.hardware.near import did_you_mean
-from whalepy.hardware.shorthand import parse_shorthand, parse_terms
+from whalepy.hardware.shorthand import parse_shorthand
 
-
-def _read_bandwidth(value: Any) -> Any:
-    return parse_bandwidth(value) if isinstance(value, str) else value
-
-
-def _read_link(value: Any) -> Any:
-    return {"bandwidth": value} if isinstance(value, str | int | float) else value
-
-
-def _read_devices(value: Any) -> Any:
-    """Terms and entries, alone or in a list, as a list of entries."""
-    items: list[Any] = value if isinstance(value, list) else [value]
-    entries: list[Any] = []
-    for item in items:
-        entries.extend(_read_terms(item) if isinstance(item, str) else [item])
-    return entries
-
-
-def _read_terms(text: str) -> list[dict[str, Any]]:
-    terms = parse_terms(text)
-    if any(term.nodes is not None for term in terms):
-        raise ClusterError(f"devices of one node: {text!r} says nodes too", fix="write how many nodes as `count:`")
-    return [term.entry() for term in terms]
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0)]
-
-
-class LinkEntry(_Entry):
-    """A link: bytes/s per direction (or text with its unit) and seconds."""
-
-    bandwidth: Annotated[Positive, BeforeValidator(_read_bandwidth)]
-    latency_s: Rate | None = None
-    origin: Literal["given", "profile", "assumed"] = "given"
-
-
-LinkField = Annotated[LinkEntry | None, BeforeValidator(_read_link)]
-
-
-class DeviceEntry(_Entry):
-    """Devices alike: `speed` is relative to their type; memory, where given, replaces that of the type."""
-
-    type: str
-    count: Count = 1
-    speed: Positive = 1.0
-    memory_bytes: Count | None = None
-    memory_gib: Positive | None = None
-
-
-class NodeEntry(_Entry):
-    """Nodes alike and what stands in each."""
-
-    count: Count = 1
-    devices: Annotated[list[DeviceEntry], Field(min_length=1), BeforeValidator(_read_devices)]
-    link: LinkField = None
-
-
-class ProfileEntry(_Entry):
-    """A device type of the user's own: every field of DeviceProfile, in its units, on top of `base`."""
-
-    base: str | None = None
-    vendor: Literal["NVIDIA", "AMD", "CPU"] | None = None
-    torch_name: str | None = None
-    memory_bytes: Count | None = None
-    memory_gib: Positive | None = None
-    memory_bandwidth: Positive | None = None
-    fp32: Positive | None = None
-    tf32: Rate | None = None
-    fp16: Rate | None = None
-    bf16: Rate | None = None
-    fp8: Rate | None = None
-    link: str | None = None
-    link_bandwidth: Positive | None = None
-    pcie_bandwidth: Rate | None = None
-    compute_capability: str | None = None
-    source: str | None = None
-    notes: str | None = None
-    marks: tuple[tuple[str, str], ...] | None = None
-
-
-class SpecFile(_Entry):
-    """A whole cluster file."""
-
-    nodes: Annotated[list[NodeEntry], Field(min_length=1)]
-    link: LinkField = None
-    profiles: dict[str, ProfileEntry] = Field(default_factory=dict[str, ProfileEntry])
+SUFFIXES = (".yaml", ".yml", ".json")
+"""A name that ends so is that of a file."""
 
 
 def read_spec(source: object) -> tuple[SpecFile, str | None]:
     """The checked content of a path, a dict or the one-line form, and the file it came from, if any.
 
-    Text that names a file (it exists, or ends in .yaml, .yml or .json) is a path. Raises ClusterError with the field,
-    the value given, the fix, and the file and line where there is one.
+    Text that names a file or a folder (one exists, or it ends in .yaml, .yml or .json) is a path. Raises ClusterError
+    with the field, the value given, the fix, and the file and line where there is one.
     """
     if isinstance(source, Mapping):
         return _check(source), None
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | os.PathLike):
         raise ClusterError(f"{_shown(source)} does not describe a cluster", fix=_SOURCE_FIX)
     if isinstance(source, str) and not _names_a_file(source):
         return _check(parse_shorthand(source)), None
@@ -150,16 +50,25 @@ def located(file: str | None) -> Generator[None, None, None]:
 
 
 def _names_a_file(text: str) -> bool:
-    return text.endswith((".yaml", ".yml", ".json")) or ("\n" not in text and len(text) < 4096 and Path(text).is_file())
+    try:
+        return text.endswith(SUFFIXES) or (text.strip() != "" and Path(text).exists())
+    except (OSError, ValueError):  # too long for a name, or with a null character in it
+        return False
 
 
 def _load_file(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():  # a device such as /dev/zero would never end
+            raise OSError(0, "it is a folder" if path.is_dir() else "it is not a plain file")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ClusterError(f"cannot read the cluster file {str(path)!r}: {reason}", fix=_SOURCE_FIX) from None
-    return _parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
+    try:
+        return _parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
+    except (ValueError, RecursionError, ArithmeticError) as error:  # a date of month 13, a figure of 5000 digits, ...
+        brief = str(error).partition(";")[0].partition("\n")[0]
+        raise ClusterError(f"cannot read the cluster file: {brief}", at=str(path), fix=_SYNTAX_FIX) from None
 
 
 def _parse_json(text: str, path: Path) -> Any:
@@ -175,14 +84,18 @@ def _parse_yaml(text: str, path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ClusterError(f"broken YAML: {getattr(error, 'problem', None) or error}", at=at, fix=_SYNTAX_FIX) from None
+        problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
+        raise ClusterError(f"broken YAML: {problem}", at=at, fix=_SYNTAX_FIX) from None
 
 
 _SOURCE_FIX = "give the path of a YAML or JSON file, a dict, or one line such as '8xT4'"
 _SYNTAX_FIX = "mend the syntax near this line"
+_EMPTY_FIX = "write `nodes:` with the devices of each, or one line such as 8xT4"
 
 
 def _check(content: Any) -> SpecFile:
+    if content is None:
+        raise ClusterError("the cluster file is empty", fix=_EMPTY_FIX)
     try:
         return SpecFile.model_validate(content)
     except ValidationError as error:
@@ -192,19 +105,33 @@ def _check(content: Any) -> SpecFile:
 _FIXES = {
     "greater_than": "write a figure above {gt:g}",
     "greater_than_equal": "write a figure of at least {ge:g}",
+    "less_than_equal": "write a figure of at most {le:g}",
     "too_short": "list at least one",
     "finite_number": "write a finite figure",
     "literal_error": "write {expected}",
     "model_type": "write it as a table of fields",
+    "value_error": "{error}",
+    "float_parsing": "write a figure",
+    "float_type": "write a figure",
+    "int_parsing": "write a whole number",
+    "int_type": "write a whole number",
+    "int_from_float": "write a whole number",
+    "int_parsing_size": "write a smaller number",
+    "list_type": "write it as a list",
+    "tuple_type": "write it as a list of points [size, fraction]",
+    "missing": "write each point as [size, fraction]",
+    "too_long": "write each point as [size, fraction]",
+    "dict_type": "write it as a table of fields",
+    "string_type": "write a name",
 }
 
 
 def _explain(detail: ErrorDetails) -> ClusterError:
     """The first finding of pydantic in our words: field, value given, fix."""
     field = _path(detail["loc"])
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
         return ClusterError(f"{field} is missing", fix=f"add `{detail['loc'][-1]}:`")
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_fields(detail["loc"])
         return ClusterError(f"{field} is not a known field", fix=did_you_mean(str(detail["loc"][-1]), known))
     ours = _FIXES.get(detail["type"])
@@ -218,14 +145,17 @@ def _path(loc: tuple[str | int, ...]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _known_fields(loc: tuple[str | int, ...]) -> list[str]:
     """The fields that the table holding `loc` may have."""
     names = [part for part in loc[:-1] if isinstance(part, str)]
-    models: dict[str, type[_Entry]] = {"nodes": NodeEntry, "devices": DeviceEntry, "link": LinkEntry}
+    models: dict[str, type[BaseModel]] = {"nodes": NodeEntry, "devices": DeviceEntry, "link": LinkEntry}
     if names[:1] == ["profiles"]:
         return list(ProfileEntry.model_fields)
     return list(models[names[-1]].model_fields if names else SpecFile.model_fields)

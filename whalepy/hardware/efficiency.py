@@ -1,0 +1,68 @@
+"""How much of its peaks a device reaches: by the size of the work, and what is taken where nobody measured.
+
+A kernel of a device takes `max(launch_s, size / (peak * fraction))`: the host issues one every `launch_s` seconds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+GIB = 2**30
+
+Curve = tuple[tuple[float, float], ...]
+"""Points (FLOPs or bytes of one kernel, fraction of the peak), by ascending size."""
+
+# Where the curves taken by default begin and end, in FLOPs or bytes.
+_SIZES = (1e3, 1e14)
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What is taken for the devices of one vendor."""
+
+    product_fraction: float  # of the peak, in large matrix products
+    memory_fraction: float  # of the memory bandwidth, in large elementwise operators
+    fill_s: float  # seconds that a kernel loses until the device is full, and when it runs out
+    launch_s: float  # seconds of the host per operator
+    host_fraction: float  # of the bandwidth of the slot
+    runtime_bytes: int  # held by the libraries, not by tensors
+    source: str
+
+
+# Source of the product fractions: stas00/ml-engineering, compute/accelerator/README.md, "Maximum Achievable Matmul
+# FLOPS": bfloat16 of A100 SXM 86.9 %, GH200 83.6 %, A100 PCIe 81.1 %, H100 SXM 80.1 %, B200 77.6 %; MI250X 76.7 %,
+# MI300X 60.1 %. All others are assumed: memory as STREAM-like programs reach it; eager torch spends 5 to 25 us of the
+# host per operator; a CUDA context, library workspaces and the buffers of one NCCL communicator come to about 1 GiB.
+PRACTICE = {
+    "NVIDIA": Practice(0.80, 0.85, 5e-6, 8e-6, 0.8, GIB, "80 % is what A100 to B200 reach in bfloat16"),
+    "AMD": Practice(0.60, 0.80, 8e-6, 10e-6, 0.8, GIB, "60 % is what MI300X reaches in bfloat16"),
+    # The peaks of the CPU slot are round numbers that a rank does reach. Measured with torch 2.13 on one thread of an
+    # x86-64: 1.7 us for a sum of two elements, 2.4 us for a product of 16 x 16; a process with torch and gloo holds
+    # 380 MB.
+    "CPU": Practice(1.0, 1.0, 2e-6, 2e-6, 0.5, int(0.4 * GIB), "its peaks are round numbers already"),
+}
+
+# Host links that are not PCIe, bytes/s per direction. Source: NVIDIA, NVLink-C2C, 900 GB/s both ways together.
+NVLINK_C2C = 450e9
+
+
+def fraction_at(curve: Curve, size: float) -> float:
+    """The fraction at `size`: between two points the time is linear in the size; above the last one, the last.
+
+    Below the first in proportion to the size: a smaller kernel takes as long as the smallest one.
+    """
+    sizes = [point[0] for point in curve]
+    above = bisect_right(sizes, size)
+    if above == 0:
+        return curve[0][1] * size / sizes[0]
+    if above == len(curve):
+        return curve[-1][1]
+    (low, below), (high, upper) = curve[above - 1], curve[above]
+    first, last = low / below, high / upper
+    return size / (first + (last - first) * (size - low) / (high - low))
+
+
+def default_curve(peak: float, fraction: float, fill_s: float) -> Curve:
+    """The curve of kernels that take `fill_s + size / (peak * fraction)` seconds."""
+    return tuple((size, size / (peak * fill_s + size / fraction)) for size in _SIZES)
