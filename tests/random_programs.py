@@ -209,7 +209,7 @@ class Growing:
             modules = (*self.modules, *self._head(loss), *frozen)
             made = Program(modules, tuple(self.body), self._loss(loss), self.input, rows)
             gained = replace(made, body=("v0 = x * self.gain", *made.body[1:]))
-            for some in (made, replace(made, rows=rows[:1] * 2), gained):
+            for some in (made, replace(made, rows=PROBES), gained):
                 if trains(some):
                     return scoped(some, scopes)
         return None
