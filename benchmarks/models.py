@@ -23,14 +23,21 @@ from torch import nn
 import whalepy
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.further import FURTHER
+from benchmarks.language_models import LANGUAGE
+from benchmarks.multimodal_models import MULTIMODAL
+from benchmarks.text_models import TEXT
+from benchmarks.vision_models import VISION
 from tests.exactness import Run, differences
 from tests.pool import Pool
 from whalepy.errors import WhaleError
 from whalepy.program.analysis import Program
 from whalepy.runtime.build import Recipe, analysed, captured_program
 
-MODELS = {**CATALOGUE, **FURTHER}
-FLOAT32_ONLY = {"bloom", "mixtral", "qwen2_moe", "jamba"}  # baddbmm with a float32 bias, grouped products
+MODELS = {**CATALOGUE, **FURTHER, **TEXT, **LANGUAGE, **VISION, **MULTIMODAL}
+FLOAT32_ONLY = {  # baddbmm with a float32 bias, grouped products, tables and masks made in float32
+    *("bloom", "mixtral", "qwen2_moe", "jamba", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss"),
+    *("granitemoe", "minimax", "olmoe", "phimoe", "qwen3_moe", "qwen3_next", "vaultgemma", "xglm"),
+}
 STEPS, TIMEOUT_S = 2, 300.0
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
 

@@ -163,7 +163,9 @@ def test_a_tied_parameter_is_one_operator(program: Program) -> None:
 
 def test_operands_name_their_producer_and_its_result(program: Program) -> None:
     (split,) = all_of(program, "aten.split_with_sizes")
-    assert program.operators[split].operands == ((all_of(program, "aten.linear")[4], 0),)
+    ((source, result),) = program.operators[split].operands
+    assert (program.nodes[source], result) == (program.nodes[split].args[0], 0)
+    assert program.operators[source].target == "aten.linear"
     assert len(program.dims[split]) == 2
     users = {r: op.target for op in program.operators for i, r in op.operands if i == split}
     assert users == {0: "aten.detach", 1: "aten.sum"}

@@ -13,10 +13,10 @@ from torch import fx
 from whalepy.program.axes import Axes, Dim, Size, as_size
 from whalepy.program.call import Call, results, sizes_of
 from whalepy.program.capture import Captured, Placeholder
-from whalepy.program.costs import flops_of, hinted
+from whalepy.program.costs import flops_of, hinted, with_unknown
 from whalepy.program.layout import Operator, OperatorKind
 from whalepy.program.options import Dims, options, unify
-from whalepy.program.rule_table import RANDOM, rule_of
+from whalepy.program.rule_table import is_random, rule_of
 
 Value = tuple[int, int]
 """(operator index, result index)."""
@@ -53,6 +53,7 @@ def analyse(captured: Captured, hints: Mapping[sympy.Symbol, int]) -> Program:
     graph = captured.graph.graph
     mark_iotas(graph)
     axes = Axes(hints)
+    likely = with_unknown(graph, hints)
     batch, dims = _leaf_dims(captured, axes)
     calls = [Call(node) for node in graph.nodes if node.op == "call_function" and not _is_getitem(node)]
     for node in graph.nodes:
@@ -62,7 +63,7 @@ def analyse(captured: Captured, hints: Mapping[sympy.Symbol, int]) -> Program:
     nodes = tuple(n for n in graph.nodes if (results(n) and not _is_getitem(n)) or n.op == "output")
     place = {node: i for i, node in enumerate(nodes)}
     grads = _gradients(graph, captured)
-    operators = tuple(_operator(node, axes, dims, place, grads, captured, hints) for node in nodes)
+    operators = tuple(_operator(node, axes, dims, place, grads, captured, hints, likely) for node in nodes)
     batch = None if batch is None else axes.find(batch)
     all_dims = tuple(dims[node] for node in nodes)
     classes = axis_classes(axes, operators, all_dims, captured)
@@ -181,10 +182,11 @@ def _operator(
     grads: Mapping[fx.Node, bool],
     captured: Captured,
     hints: Mapping[sympy.Symbol, int],
+    likely: Mapping[sympy.Symbol, int],
 ) -> Operator:
     call = Call(node)
     sources = [producer(operand) for operand in call.operands]
-    rule = rule_of(call) if node.op == "call_function" else None
+    rule = rule_of(call) if node.op == "call_function" and _sizes_known(call, hints) else None
     ways = options(axes, rule, [dims[o][0] for o in call.operands], dims[node]) if rule is not None else ()
     values = call.results
     kinds: dict[str, OperatorKind] = {p.node: p.kind for p in captured.placeholders}
@@ -199,15 +201,22 @@ def _operator(
         options=ways,
         additive=rule.additive if rule is not None else frozenset(),
         linear=rule.linear if rule is not None else (),
-        result_bytes=tuple(hinted(sizes_of(v), hints) * v.element_size() for v in values)
+        result_bytes=tuple(hinted(sizes_of(v), likely) * v.element_size() for v in values)
         if node.op != "output"
         else (),
-        flops=flops_of(call, hints) if node.op == "call_function" else 0,
+        flops=flops_of(call, likely) if node.op == "call_function" else 0,
         scope=tuple(node.meta.get("scope", ())),
         where=str(node.meta.get("where") or ""),
         has_rule=rule is not None,
-        random=call.name in RANDOM and node.op == "call_function",
+        random=is_random(call.name) and node.op == "call_function",
     )
+
+
+def _sizes_known(call: Call, hints: Mapping[sympy.Symbol, int]) -> bool:
+    """Whether the sizes of inputs tell those of all operands and results: where only the data do, nothing is cut."""
+    sizes = [size for value in call.results for size in sizes_of(value)]
+    sizes += [size for k in range(len(call.operands)) for size in call.sizes(k)]
+    return all(isinstance(size, int) or size.free_symbols <= hints.keys() for size in sizes)
 
 
 def axis_classes(

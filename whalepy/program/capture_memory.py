@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from networkx.utils import UnionFind
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from whalepy.program.capture_schema import Op, by_name, writes, writes_silently, written_names
 
@@ -32,9 +33,30 @@ _FRESH = frozenset(
 
 
 def does_nothing(node: fx.Node) -> bool:
-    """Whether the call returns its first argument itself: dropout out of use."""
+    """Whether the call returns its first argument itself: dropout out of use, `detach_` of what has no gradient."""
     arguments: Any = node.args
+    if node.target is aten.detach_.default:
+        return not _reads_floats(node)
     return node.target in DROPOUTS and bool(arguments[1] == 0 or not arguments[2])
+
+
+def _reads_floats(node: fx.Node) -> bool:
+    """Whether a gradient could reach the call: it is computed from floating values, not only from their sizes."""
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        value = at.meta.get("val")
+        floats = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+        if at.op == "placeholder" and floats:
+            return True
+        operands = [operand for operand in at.all_input_nodes if _holds_tensors(operand) and operand not in seen]
+        seen.update(operands)
+        stack.extend(operands)
+    return False
+
+
+def _holds_tensors(node: fx.Node) -> bool:
+    return any(isinstance(value, torch.Tensor) for value in pytree.tree_leaves(node.meta.get("val")))
 
 
 def near_writes(graph: fx.Graph) -> frozenset[fx.Node]:
@@ -42,7 +64,7 @@ def near_writes(graph: fx.Graph) -> frozenset[fx.Node]:
     memory: Any = UnionFind(graph.nodes)
     written: set[fx.Node] = set()
     for node in graph.nodes:
-        targets = list(_written_by(node)) if writes(node) else []
+        targets = list(_written_by(node)) if writes(node) and not does_nothing(node) else []
         written.update(targets)
         for other in (*targets, *(node.all_input_nodes if _may_share(node) else ())):
             memory.union(node, other)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from whalepy.errors import CaptureError
 from whalepy.program.capture_branches import Branches, branches_noted
 from whalepy.program.capture_builtins import free_lengths, unchecked_distributions
+from whalepy.program.capture_functions import functions_kept, is_kept
 from whalepy.program.capture_places import place_of_error
 from whalepy.program.capture_recorder import Recorder
 from whalepy.program.capture_state import assigned_attributes, assigned_buffers, state_of
@@ -203,7 +204,7 @@ class CaptureWrapper(nn.Module):
         recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
         branches = Branches()
         try:
-            with recorder, free_lengths(), unchecked_distributions(), branches_noted(branches):
+            with recorder, free_lengths(), unchecked_distributions(), functions_kept(), branches_noted(branches):
                 results = self._run(args, kwargs)
         except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
             raise data_dependent(error) from error
@@ -254,7 +255,7 @@ def custom_backwards(results: Sequence[torch.Tensor]) -> tuple[str, ...]:
         if node is not None and node not in seen:
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)
-    custom = [node for node in seen if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    custom = [n for n in seen if isinstance(n, torch.autograd.function.BackwardCFunction) and not is_kept(n)]
     functions = [getattr(type(node), "_forward_cls", type(node)) for node in custom]
     return tuple(sorted({f.__name__ for f in functions if not f.__module__.startswith(_KEPT_BY_EXPORT)}))
 

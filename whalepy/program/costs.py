@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import sympy
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
 
 from whalepy.program.axes import Size, evaluate
 from whalepy.program.call import Call, sizes_of
@@ -19,6 +22,15 @@ def hint(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
 def hinted(sizes: Sequence[Size], hints: Mapping[sympy.Symbol, int]) -> int:
     """Number of elements at the example inputs."""
     return prod(hint(size, hints) for size in sizes)
+
+
+def with_unknown(graph: fx.Graph, hints: Mapping[sympy.Symbol, int]) -> Mapping[sympy.Symbol, int]:
+    """`hints`, and a guess for every size that only the data tell: the largest of the others."""
+    guess = max(hints.values(), default=1)
+    values = (value for node in graph.nodes for value in pytree.tree_leaves(node.meta.get("val")))
+    sizes = (size for value in values if isinstance(value, torch.Tensor) for size in sizes_of(value))
+    found = {symbol for size in sizes for symbol in getattr(size, "free_symbols", ())}
+    return {**dict.fromkeys(found - hints.keys(), guess), **hints}
 
 
 def _contraction(left: int, dim: int = -1) -> Callable[[Call, Mapping[sympy.Symbol, int]], int]:

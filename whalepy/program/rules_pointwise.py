@@ -51,6 +51,8 @@ RANDOM = _names("""
     fractional_max_pool3d lstm gru rnn_tanh rnn_relu
 """)
 """Operators that draw random numbers: each gets a stream of its own."""
+FUNCTIONS = "whalepy_function"
+"""Namespace of the operators that stand for a torch.autograd.Function, which may draw random numbers too."""
 _RANDOM_POINTWISE = _names("dropout alpha_dropout native_dropout rrelu bernoulli rand_like randn_like randint_like")
 
 POINTWISE = UNARY | BINARY | MORE | LOSSES_WITH_REDUCTION | _RANDOM_POINTWISE
@@ -64,6 +66,11 @@ LINEAR: dict[str, tuple[tuple[int, ...], ...] | str] = {
     **dict.fromkeys(_names("div divide true_divide"), ((0,),)),
     "aten.where": ((1, 2),),
 }
+
+
+def is_random(name: str) -> bool:
+    """Whether an operator may draw random numbers."""
+    return name in RANDOM or name.startswith(f"{FUNCTIONS}.")
 
 
 def linear_groups(call: Call) -> tuple[frozenset[int], ...]:

@@ -17,7 +17,7 @@ from whalepy.errors import PlanError
 from whalepy.program.axes import Size, as_size
 from whalepy.program.call import Call, is_tensor
 from whalepy.program.layout import Layout, Mode, operand_type, result_type
-from whalepy.program.rule_table import RANDOM
+from whalepy.program.rule_table import is_random
 from whalepy.program.rules_shape import CREATES, CREATES_LIKE, RESHAPES
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import First, GlobalSize, Reducer, Start, Stream
@@ -47,7 +47,7 @@ def _is_random(target: str, node: fx.Node) -> bool:
     if target == "aten.scaled_dot_product_attention":
         return bool(call["dropout_p"])
     quiet = any(flag in call.arguments and not call[flag] for flag in ("train", "training", "dropout"))
-    return target in RANDOM and not quiet
+    return is_random(target) and not quiet
 
 
 def _seed(rewriter: Rewriter, i: int, new: fx.Node, modes: tuple[Mode, ...]) -> None:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from whalepy.errors import PlanError
 from whalepy.planner.decide import Decisions
 from whalepy.program.analysis import Program, producer
-from whalepy.program.axes import Size, as_size
+from whalepy.program.axes import Size
 from whalepy.program.call import is_tensor, tensor_operands
 from whalepy.program.layout import (
     Layout,
@@ -40,6 +40,7 @@ from whalepy.rewrite.bindings import (
     Stream,
     ValueTerms,
 )
+from whalepy.rewrite.data_sizes import size_from_data
 from whalepy.rewrite.emission import emit
 from whalepy.rewrite.terms import moves, terms_of
 
@@ -203,15 +204,11 @@ class Rewriter:
         return symbols <= set(self.program.hints)
 
     def _unbound(self, dim: DimTerms) -> fx.Node:
-        """A size that only the data tell: kept as the graph computes it."""
+        """A size that only the data tell."""
         size: Size = 1
         for term in dim:
             size = size * term.size
-        for node in self.program.captured.graph.graph.nodes:
-            value = node.meta.get("val")
-            if isinstance(value, torch.SymInt) and as_size(value) == size:
-                return self._symbol(node, step=False)
-        raise PlanError(f"a size that depends on data ({size}) is not known to the graph")
+        return size_from_data(self, sympy.sympify(size))
 
     def argument(self, value: Any, operands: Mapping[fx.Node, fx.Node], *, step: bool = False) -> Any:
         """An argument of a captured call with its nodes replaced; sizes become arguments of the new graph."""
@@ -234,6 +231,10 @@ class Rewriter:
         if symbolic.free_symbols <= set(self.program.hints):
             return self.bind(GlobalSize(symbolic, step)) if symbolic.free_symbols else _number(symbolic)
         return self._copied(node)
+
+    def number(self, node: fx.Node) -> fx.Node:
+        """A number of the captured graph, computed in the new one as the local model would on one microbatch."""
+        return self._symbol(node, step=False)
 
     def _copied(self, node: fx.Node) -> fx.Node:
         """A number that depends on data: the same computation on whole values."""
