@@ -94,16 +94,6 @@ _T5 = {
     "dropout_rate": 0.0,
     "decoder_start_token_id": 0,
 }
-_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_labels": 10,
-    **NO_DROP,
-}
 
 
 def pixels() -> dict[str, Any]:
@@ -128,10 +118,6 @@ def _waves() -> dict[str, Any]:
     return {"input_values": torch.randn(ROWS, 400, generator=generator), "labels": classes()}
 
 
-def _pairs() -> dict[str, Any]:
-    return {"input_ids": ids(), "pixel_values": images(), "return_loss": True}
-
-
 CATALOGUE: dict[str, Callable[[], Made]] = {
     "gpt2": hf(
         "GPT2LMHeadModel",
@@ -150,16 +136,6 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
     "llama": hf("LlamaForCausalLM", "LlamaConfig", masked, **GROUPED),
     "qwen3": hf("Qwen3ForCausalLM", "Qwen3Config", masked, **GROUPED, head_dim=8),
     "t5": hf("T5ForConditionalGeneration", "T5Config", _s2s, **_T5),
-    "vit": hf("ViTForImageClassification", "ViTConfig", pixels, **_VISION),
-    "resnet": hf(
-        "ResNetForImageClassification",
-        "ResNetConfig",
-        pixels,
-        embedding_size=8,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        num_labels=10,
-    ),
     "gptj": hf(
         "GPTJForCausalLM",
         "GPTJConfig",
@@ -182,14 +158,6 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
         num_mel_bins=8,
         max_source_positions=12,
         max_target_positions=32,
-    ),
-    "clip": hf(
-        "CLIPModel",
-        "CLIPConfig",
-        _pairs,
-        projection_dim=16,
-        text_config={**_DECODER, "eos_token_id": 95},
-        vision_config={k: v for k, v in _VISION.items() if k != "num_labels"},
     ),
     "mixtral": hf("MixtralForCausalLM", "MixtralConfig", masked, **_EXPERTS, num_local_experts=4),
     "mistral": hf("MistralForCausalLM", "MistralConfig", masked, **GROUPED, sliding_window=None),
@@ -309,79 +277,6 @@ CATALOGUE: dict[str, Callable[[], Made]] = {
     "bart": hf("BartForConditionalGeneration", "BartConfig", _s2s, **S2S),
     "pegasus": hf("PegasusForConditionalGeneration", "PegasusConfig", _s2s, **S2S),
     "marian": hf("MarianMTModel", "MarianConfig", _s2s, **S2S),
-    "swin": hf(
-        "SwinForImageClassification",
-        "SwinConfig",
-        pixels,
-        image_size=32,
-        patch_size=4,
-        embed_dim=16,
-        depths=[1, 1],
-        num_heads=[2, 4],
-        window_size=4,
-        num_labels=10,
-        drop_path_rate=0.0,
-    ),
-    "convnext": hf(
-        "ConvNextForImageClassification",
-        "ConvNextConfig",
-        pixels,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        num_stages=2,
-        num_labels=10,
-        patch_size=4,
-    ),
-    "deit": hf("DeiTForImageClassification", "DeiTConfig", pixels, **_VISION),
-    "beit": hf("BeitForImageClassification", "BeitConfig", pixels, **_VISION, drop_path_rate=0.0),
-    "dinov2": hf(
-        "Dinov2ForImageClassification",
-        "Dinov2Config",
-        pixels,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        num_labels=10,
-        drop_path_rate=0.0,
-    ),
-    "mobilenet_v2": hf(
-        "MobileNetV2ForImageClassification",
-        "MobileNetV2Config",
-        pixels,
-        image_size=32,
-        num_labels=10,
-        depth_multiplier=0.35,
-        classifier_dropout_prob=0.0,
-    ),
-    "regnet": hf(
-        "RegNetForImageClassification",
-        "RegNetConfig",
-        pixels,
-        embedding_size=8,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        groups_width=4,
-        num_labels=10,
-    ),
-    "segformer": hf(
-        "SegformerForImageClassification",
-        "SegformerConfig",
-        pixels,
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        num_labels=10,
-        drop_path_rate=0.0,
-        classifier_dropout_prob=0.0,
-        **NO_DROP,
-    ),
     "wav2vec2": hf(
         "Wav2Vec2ForSequenceClassification",
         "Wav2Vec2Config",
