@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from whalepy.planner.forecast import (
     Alternative,
@@ -194,7 +193,11 @@ def sixty_four() -> Forecast:
             Alternative(plan if k == 0 else f"{k + 4} stages", step + 0.1 * k, "fits", 32, 28 * GIB, 31 * GIB, {})
             for k in range(9)
         ),
+        modules=(),
+        annotations="",
         not_runnable=(),
+        largest_batch=2048,
+        longest_sequence=None,
         equal_shares_missing_bytes={},
     )
 
@@ -229,6 +232,7 @@ def cpus() -> Forecast:
         alternatives=(Alternative("replicate 8:8:4:4", step, "fits", 3, peak, room, {}),),
         modules=(ModulePart("up", 1, 1056, 5e5), ModulePart("down", 1, 1320, 5e5)),
         assumptions=(),
+        annotations="",
         largest_batch=None,
         longest_sequence=None,
         fidelity="",
@@ -241,8 +245,9 @@ def nothing_fits() -> Forecast:
     known = four_cards()
     lacks = {0: int(1.4 * GIB), 1: int(1.4 * GIB), 2: int(14.3 * GIB), 3: int(14.4 * GIB)}
     devices = tuple(
-        replace(each, peak_memory_bytes=each.memory_capacity_bytes + lacks[each.rank], adds=None)
-        for each in known.devices
+        replace(device(each.rank, each.type, each.batch_share, peak / GIB, room / GIB, each.busy_s, 3.3), adds=None)
+        for each, room in ((each, each.memory_capacity_bytes) for each in known.devices)
+        for peak in [room + lacks[each.rank]]
     )
     plan = Alternative("replicate 24:24:8:8", 3.3, "no", 3, 25 * GIB, int(10.6 * GIB), lacks)
     return replace(
@@ -250,6 +255,7 @@ def nothing_fits() -> Forecast:
         strategy=plan.strategy,
         verdict="no",
         step_time_s=3.3,
+        breakdown=Breakdown(3.07, 0.12, 0.06, 0.05, gradient_total_s=1.29),
         devices=devices,
         alternatives=(plan, *known.alternatives[2:]),
         not_runnable=(),
@@ -260,7 +266,3 @@ def nothing_fits() -> Forecast:
 
 
 EVERY = (four_cards, runnable, sixty_four, cpus, nothing_fits)
-
-
-def increasing(moments: tuple[tuple[float, int], ...]) -> bool:
-    return all(a[0] <= b[0] for a, b in pairwise(moments))

@@ -33,8 +33,10 @@ class Row:
 
     @property
     def tightest(self) -> DeviceForecast:
-        """The device with the least room; ties to the lowest rank."""
-        return min(self.devices, key=lambda each: (each.memory_capacity_bytes - each.peak_memory_bytes, each.rank))
+        """The device with the largest part of its memory in use; ties to the lowest rank."""
+        return max(
+            self.devices, key=lambda each: (each.peak_memory_bytes / max(each.memory_capacity_bytes, 1), -each.rank)
+        )
 
     @property
     def busiest(self) -> DeviceForecast:

@@ -112,7 +112,8 @@ def _notes(forecast: Forecast, width: int) -> Iterator[Text]:
     if forecast.fidelity:
         notes.append(("how sure", words(forecast.fidelity), 1))
     if command := wording.launch(forecast):
-        notes.append(("run it", [Text(command, "bold"), Text(f"with {wording.loading(forecast)}")], 5))
+        how = Text(f"with {wording.loading(forecast)}{wording.saving(forecast)}")
+        notes.append(("run it", [Text(command, "bold"), how], 5))
     elif forecast.not_runnable:
         notes.append(("run it", words(f"not yet: the runtime does not execute {', '.join(forecast.not_runnable)}"), 1))
     for label, pieces, gap in notes:

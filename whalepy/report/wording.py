@@ -213,6 +213,9 @@ def launch(forecast: Forecast) -> str | None:
 
 def loading(forecast: Forecast) -> str:
     """How `train.py` gets the plan."""
-    if forecast.plan_file:
-        return f'whalepy.compile(..., plan="{forecast.plan_file}")'
-    return 'whalepy.compile(..., plan="FILE"), written by --save FILE'
+    return f'whalepy.compile(..., plan="{forecast.plan_file or "FILE"}")'
+
+
+def saving(forecast: Forecast) -> str:
+    """What is still to do for that; "" where the plan is saved."""
+    return "" if forecast.plan_file else ", the FILE written by --save"
