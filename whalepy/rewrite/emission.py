@@ -291,7 +291,8 @@ def _emit_class_parallel(
     level = next(k for k, mode in enumerate(modes) if mode.option is not None and mode.option.kernel)
     start = _start(rewriter, i, 0, modes, 1)
     ignore = Call(node)["ignore_index"]
-    args = (operands[0], operands[1], -100 if ignore is None else ignore, start, rewriter.bind(Reducer(level)))
+    ignored = -100 if ignore is None else rewriter.argument(ignore, {}, step=True)  # a length, in question answering
+    args = (operands[0], operands[1], ignored, start, rewriter.bind(Reducer(level)))
     return rewriter.graph.call_function(kernels.class_parallel, args)
 
 
