@@ -431,13 +431,13 @@ WRITES = table(
 
 
 def written(b: Builder, p: Picks) -> str | None:
-    """A write into a fresh value, or into one that others may view."""
+    """A write into a fresh value; or into one that others view, of which one is read then."""
     v = chosen(b, p)
     if v is None:
         return None
     text = p.one(WRITES)
     if p.below(2):
-        return text.format(t=v, w=like(b, p, v)) + f"\nout = {v} * 1.0"
+        return text.format(t=v, w=like(b, p, v)) + f"\nout = {p.one(b.values())} * 1.0"
     return f"out = {v}.clone()\n" + text.format(t="out", w=like(b, p, v))
 
 
