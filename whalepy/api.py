@@ -11,6 +11,7 @@ from torch import nn
 
 from whalepy.errors import PlanError, WhaleError
 from whalepy.planner.plan import Plan
+from whalepy.primitives import annotate, replicate, scopes_on, split
 from whalepy.runtime.arguments import as_arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
@@ -57,6 +58,8 @@ def compile(
         backend=None if backend == "eager" else backend, loss_weight=loss_weight if capture else None,
     )  # fmt: skip
     choices = _choices(microbatches, seed, plan)
+    if choices.plan is not None and choices.plan.annotation and not scopes_on(model):
+        annotate(model, {"": [PRIMITIVES[kind](degree) for kind, degree in choices.plan.annotation]})
     device = this_device()
     host = start_process_group(device)
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
@@ -94,6 +97,9 @@ def plan(
         raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
     return plan_alone(recipe, cluster_spec, _choices(microbatches, seed, None), as_arguments(example_inputs))
+
+
+PRIMITIVES = {"replicate": replicate, "split": split}
 
 
 def _choices(microbatches: int | None, seed: int, plan: Plan | str | Path | None) -> Choices:

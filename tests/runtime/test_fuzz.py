@@ -23,11 +23,11 @@ def errors_of(kind: str, mesh: tuple[int, ...], seeds: list[int]) -> list[tuple[
     from tests.fuzz import random_decisions
     from whalepy.runtime import build, planning
 
-    captured = planning._captured
+    captured = planning.program_for
     kept: dict[str, Any] = {}
     patched = {
         (build, "decide"): None,
-        (planning, "_captured"): lambda *a: kept.setdefault("it", captured(*a)) if not kept else kept["it"],
+        (planning, "program_for"): lambda *a: kept.setdefault("it", captured(*a)) if not kept else kept["it"],
         (planning, "_check_rows"): lambda *a: None,  # random row cuts may leave a rank without rows
         (planning, "notes_of"): lambda *a: (),  # names levels by scopes, of which a random plan has none
     }

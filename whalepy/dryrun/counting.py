@@ -6,36 +6,14 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-Phase = Literal["forward", "backward", "gradient", "optimizer"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """One operator, or one collective, of one rank."""
-
-    phase: Phase
-    name: str
-    """The line of the user's code it comes from, or the operator."""
-    flops: int
-    """Of products alone: what a rate in FLOP/s bounds."""
-    bytes: int
-    """Read and written; of a collective, what this rank sends."""
-    dtype: str
-    memory: int
-    """Bytes held when it ends."""
-    peak: int
-    """Bytes held at most since the event before."""
-    collective: str = ""
-    """all-gather, all-reduce, reduce-scatter or all-to-all; empty for an operator."""
-    level: int = -1
-    """The level of a collective."""
+from whalepy.planner.work import Event, Phase
 
 
 @dataclass(eq=False)
@@ -90,7 +68,7 @@ class Counter(TorchDispatchMode):
         self.memory -= size
 
     def _note(self, flops: int, traffic: int, dtype: str, operator: str, collective: str = "", level: int = -1) -> None:
-        phase: Phase = "backward" if torch._C._current_autograd_node() is not None else self.phase
+        phase: Phase = self.phase if _running_backward() is None else "backward"
         name = self._name() or operator
         self.events.append(
             Event(phase, name, flops, traffic, dtype, self.memory, max(self._peak, self.memory), collective, level)
@@ -98,7 +76,7 @@ class Counter(TorchDispatchMode):
         self._peak = self.memory
 
     def _name(self) -> str:
-        node: Any = torch._C._current_autograd_node()
+        node = _running_backward()
         if node is not None:
             return node.metadata.get(_NAME, "")
         return self.name if self.phase == "forward" else ""
@@ -126,7 +104,13 @@ def mark(result: Any, name: str) -> None:
     """Name the backward of what an operator has made."""
     for leaf in pytree.tree_leaves(result):
         if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
-            leaf.grad_fn.metadata.setdefault(_NAME, name)
+            function: Any = leaf.grad_fn
+            function.metadata.setdefault(_NAME, name)
+
+
+def _running_backward() -> Any:
+    """The autograd function that runs now; None in a forward."""
+    return torch._C._current_autograd_node()
 
 
 def _all_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:

@@ -4,52 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.counting import Counter, Event, mark
+from whalepy.dryrun.counting import Counter, mark
 from whalepy.dryrun.silent import SilentGroup
 from whalepy.errors import PlanError
 from whalepy.planner.plan import Plan
+from whalepy.planner.work import Rehearsal
 from whalepy.rewrite.kernels import Seeded
 from whalepy.runtime.arguments import Arguments, Shape, as_arguments, leaf_names, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe
-from whalepy.runtime.captured import CapturedModel
+from whalepy.runtime.captured import CapturedModel, Runnable
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.norms import Placement
 from whalepy.runtime.rows import local_rows
 
 META = torch.device("meta")
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "sgd-momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
-    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
-    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.1),
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "sgd-momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "adam": partial(torch.optim.Adam, lr=0.1),
+    "adamw": partial(torch.optim.AdamW, lr=0.1),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.1),
+    "rmsprop": partial(torch.optim.RMSprop, lr=0.1),
 }
 """Optimizers whose state is known, with torch's defaults."""
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What one rank does in its second step, when gradients are freed and optimizer state is there."""
-
-    events: tuple[Event, ...]
-    parameters: int
-    """Bytes of its boxes; below the same of buffers, gradients and optimizer state."""
-    buffers: int
-    gradients: int
-    optimizer: int
-    inputs: int
-
-    @property
-    def peak(self) -> int:
-        """Bytes held at most."""
-        return max(event.peak for event in self.events)
 
 
 class RehearsedModel(CapturedModel):
@@ -81,19 +66,25 @@ class RehearsedModel(CapturedModel):
 
     def _agree(self, example: Arguments, key: tuple[Any, ...]) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
         """The shapes of the whole step are the example's."""
-        leaves = torch.utils._pytree.tree_leaves(example)
+        leaves = pytree.tree_leaves(example)
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(leaf_names(example), leaves, strict=True))
         return leaves, dims, self.whole_shapes
 
-    def _reduce_gradients(self, *args: Any) -> None:
+    def _reduce_gradients(
+        self, runnable: Runnable, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
         with self._counter.during("gradient"):
-            super()._reduce_gradients(*args)
+            super()._reduce_gradients(runnable, read, parameters)
 
     whole_shapes: list[Shape]
 
 
-def rehearse(recipe: Recipe, main: Analysed, plan: Plan, rank: int, example: Any, optimizer: str) -> Rehearsal:
+def rehearse(
+    recipe: Recipe, main: Analysed, plan: Plan, rank: int, example: Any, optimizer: str, *, foreach: bool
+) -> Rehearsal:
     """What `rank` does in a step on the global batch `example`, of which only shapes matter.
+
+    `foreach`: the optimizer updates all parameters at once, as torch does on GPUs.
 
     Raises PlanError for an operator whose result depends on values.
     """
@@ -103,14 +94,14 @@ def rehearse(recipe: Recipe, main: Analysed, plan: Plan, rank: int, example: Any
     model.whole_shapes = leaf_shapes(arguments)
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
-    update = OPTIMIZERS[optimizer](trained)
+    update = OPTIMIZERS[optimizer](trained, foreach=foreach)
     with counter:
         for value in chain(model.parameters(), model.buffers()):
             counter.hold(value.data)
         parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
         args, kwargs = local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates)
-        held = _bytes(leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
-        for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+        held = _bytes(leaf for leaf in pytree.tree_leaves((args, kwargs)))
+        for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor):
                 counter.hold(value)
         _step(model, update, args, kwargs, counter)
@@ -138,7 +129,7 @@ def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwarg
 
 
 def _dims(model: RehearsedModel, arguments: Arguments) -> tuple[int | None, ...]:
-    leaves = torch.utils._pytree.tree_leaves(arguments)
+    leaves = pytree.tree_leaves(arguments)
     return tuple(model._row_dim(name, leaf) for name, leaf in zip(leaf_names(arguments), leaves, strict=True))
 
 
@@ -150,7 +141,7 @@ def _on_meta(arguments: Arguments) -> Arguments:
     def moved(value: Any) -> Any:
         return torch.empty(value.shape, dtype=value.dtype, device=META) if isinstance(value, torch.Tensor) else value
 
-    return torch.utils._pytree.tree_map(moved, arguments)
+    return pytree.tree_map(moved, arguments)
 
 
 def _counted(main: Analysed, counter: Counter) -> Analysed:

@@ -12,7 +12,7 @@ from typing import Any
 from whalepy.errors import PlanError
 from whalepy.planner.decide import Cut, Decisions, Orders
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Plan:
     """Rows of the example batch."""
     notes: tuple[str, ...] = ()
     """What runs replicated for want of a rule, and why this plan."""
+    annotation: tuple[tuple[str, int], ...] = ()
+    """Scopes over the whole model, outermost first, that the planner chose for a model without annotations."""
     programs: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
     """Makes the program of a rank; only on a plan made in this process."""
 
@@ -75,6 +77,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "rows": self.rows,
             "notes": self.notes,
+            "annotation": self.annotation,
         }
         return json.dumps(data, indent=1)
 
@@ -102,6 +105,7 @@ class Plan:
                 fingerprint=data["fingerprint"],
                 rows=data["rows"],
                 notes=tuple(data["notes"]),
+                annotation=tuple((kind, degree) for kind, degree in data["annotation"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(

@@ -62,6 +62,12 @@ def recording() -> Generator[None]:
         yield
 
 
+def remember(chain: Sequence[Primitive]) -> tuple[int, ...]:
+    """The ids of primitives that no capture has seen, for `scope_by_id` to find."""
+    _recorded.update((primitive.id, primitive) for primitive in chain)
+    return tuple(primitive.id for primitive in chain)
+
+
 def scope_by_id(scope_id: int) -> Primitive:
     """The primitive whose id a captured node carries. KeyError if no capture has recorded that id."""
     return _recorded[scope_id]

@@ -14,7 +14,7 @@ from torch import nn
 
 from whalepy.errors import AnnotationError, PlanError
 from whalepy.hardware.cluster import ClusterSpec
-from whalepy.hardware.detect import match_ranks, report_this_rank, spec_from_reports
+from whalepy.hardware.detect import RankReport, match_ranks, report_this_rank, spec_from_reports
 from whalepy.planner.decide import Cut
 from whalepy.planner.plan import Plan, plan_of
 from whalepy.primitives import scopes_on
@@ -25,12 +25,10 @@ from whalepy.runtime.arguments import Arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, fingerprint
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group
+from whalepy.runtime.measured_cache import measured_here
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
-MEASURE_SECONDS = 0.3
-"""How long each rank measures its speed when no cluster is described."""
-
 
 @dataclass(frozen=True)
 class Choices:
@@ -55,19 +53,19 @@ def plan_together(
             error = caught
         raise_together(host, error)
 
-    reports = gather_objects(host, report_this_rank(device, measure_seconds=0.0 if cluster else MEASURE_SECONDS))
+    reports = gather_objects(host, _report(cluster, device, host))
 
     def prepare() -> None:
         state["spec"] = spec_from_reports(reports) if cluster is None else ClusterSpec.load(cluster)
         state["placed"] = match_ranks(state["spec"], reports)
-        state["lines"], state["program"] = _captured(recipe, example)
+        state["lines"], state["program"] = program_for(recipe, example)
 
     together(prepare)
     _compare(host, example, state["lines"])
 
     def make() -> None:
         if host.position == 0:
-            state["plan"], state["main"] = _planned(state["program"], state["spec"], state["placed"], choices)
+            state["plan"], state["main"] = planned(state["program"], state["spec"], state["placed"], choices)
             verify_ranks(state["main"], state["plan"].rank_of, state["plan"].microbatches)
 
     together(make)
@@ -76,15 +74,21 @@ def plan_together(
     def follow() -> None:
         if host.position != 0:
             given = replace(choices, plan=Plan.from_json(text))
-            state["plan"], state["main"] = _planned(state["program"], state["spec"], state["placed"], given)
+            state["plan"], state["main"] = planned(state["program"], state["spec"], state["placed"], given)
 
     together(follow)
     return state["plan"], state["main"]
 
 
+def _report(cluster: Cluster, device: torch.device, host: Group) -> RankReport:
+    """What this rank says of itself; measured where no cluster is described and there is somebody to compare with."""
+    measured = measured_here(device) if cluster is None and host.size > 1 else None
+    return report_this_rank(device, measured)
+
+
 def share_rows(model: nn.Module, cluster: Cluster, choices: Choices, device: torch.device, host: Group) -> Plan:
     """A plan of one replicate level over all ranks, for a model that is trained whole."""
-    reports = gather_objects(host, report_this_rank(device, measure_seconds=0.0 if cluster else MEASURE_SECONDS))
+    reports = gather_objects(host, _report(cluster, device, host))
     spec = spec_from_reports(reports) if cluster is None else ClusterSpec.load(cluster)
     placed = match_ranks(spec, reports)
     weights = _whole_shares(model, host.size) or tuple(spec.speeds())
@@ -119,12 +123,13 @@ def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, example: Argu
     """The plan for a described cluster, made in this process alone."""
     alone = [report_this_rank(this_device())]
     spec = spec_from_reports(alone) if cluster is None else ClusterSpec.load(cluster)
-    _, program = _captured(recipe, example)
-    made, _ = _planned(program, spec, tuple(range(len(spec.devices))), choices)
+    _, program = program_for(recipe, example)
+    made, _ = planned(program, spec, tuple(range(len(spec.devices))), choices)
     return made
 
 
-def _captured(recipe: Recipe, example: Arguments) -> tuple[tuple[str, ...], Program]:
+def program_for(recipe: Recipe, example: Arguments) -> tuple[tuple[str, ...], Program]:
+    """The fingerprint of a model's training program, and the program."""
     captured = captured_program(recipe, *example, training=True, wants="loss")
     program = analysed(captured, leaf_shapes(example), sync_batchnorm=recipe.sync_batchnorm)
     return fingerprint(program), program
@@ -156,10 +161,21 @@ def _brief(line: str, other: str) -> str:
     return repr(line) if operator == theirs else f"{operator[0]} ({operator[1]})"
 
 
-def _planned(program: Program, spec: ClusterSpec, placed: Sequence[int], choices: Choices) -> tuple[Plan, Analysed]:
-    """The plan for ranks placed on the devices of a cluster, and the program it stands for."""
+def planned(
+    program: Program,
+    spec: ClusterSpec,
+    placed: Sequence[int],
+    choices: Choices,
+    *,
+    speeds: Sequence[float] | None = None,
+) -> tuple[Plan, Analysed]:
+    """The plan for ranks placed on the devices of a cluster, and the program it stands for.
+
+    Default shares follow `speeds`, by device; without them those of the saved plan, or of the cluster.
+    """
     given = choices.plan
-    speeds = spec.speeds() if given is None else given.speeds
+    if speeds is None:
+        speeds = spec.speeds() if given is None else given.speeds
     own = hashlib.blake2b(repr(fingerprint(program)).encode(), digest_size=8).hexdigest()
     if given is not None and given.fingerprint != own:
         raise PlanError(

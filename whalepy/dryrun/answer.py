@@ -1,0 +1,490 @@
+"""The answer of a dry run: the plan chosen for a model and a cluster, what it would do, and what else was tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from whalepy.dryrun.study import Candidate, Study
+from whalepy.errors import AnnotationError, PlanError
+from whalepy.hardware.cluster import ClusterSpec, Node
+from whalepy.planner.balance import balance
+from whalepy.planner.forecast import (
+    Alternative,
+    Breakdown,
+    DeviceForecast,
+    Forecast,
+    Held,
+    LinkForecast,
+    StageForecast,
+    Subject,
+    Verdict,
+)
+from whalepy.planner.plan import Plan
+from whalepy.planner.timeline import Played
+from whalepy.primitives import Primitive, replicate, scopes_on, split
+
+Progress = Callable[[str], None]
+TIGHT = 0.9
+"""Above this part of a device's memory a plan is called tight: the memory model may be off by as much."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user forces; None leaves it to the planner."""
+
+    replicate: int | None = None
+    split: int | None = None
+    microbatches: int | None = None
+    shares: tuple[float, ...] | Literal["equal"] | None = None
+    optimizer: str = "adamw"
+    precision: str | None = None
+    top: int = 5
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One plan with its rows, played."""
+
+    candidate: Candidate
+    rows: tuple[int, ...]
+    """Per replica."""
+    strategy: str
+    flags: str
+    played: Played
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step."""
+        return self.played.step_s
+
+    def peak(self, rank: int) -> int:
+        """Bytes in use on a rank's device at most."""
+        return self.candidate.peak(rank, self.rows[self.candidate.replica_of(rank)])
+
+    def capacity(self, rank: int) -> int:
+        """Bytes of memory of a rank's device."""
+        return self.candidate.cluster.devices[self.candidate.device_of[rank]].memory_bytes
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All ranks, in order."""
+        return tuple(sorted(self.candidate.plan.rank_of))
+
+    @property
+    def tightest(self) -> int:
+        """The rank with the largest part of its memory in use."""
+        return max(self.ranks, key=lambda rank: self.peak(rank) / self.capacity(rank))
+
+    @property
+    def missing(self) -> dict[int, int]:
+        """Per rank that runs out of memory: by how much."""
+        over = {rank: self.peak(rank) - self.capacity(rank) for rank in self.ranks}
+        return {rank: by for rank, by in over.items() if by > 0}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it can be trained on these devices."""
+        filled = self.peak(self.tightest) / self.capacity(self.tightest)
+        return "no" if filled > 1 else "tight" if filled > TIGHT else "fits"
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Sorts plans from best to worst: those that fit, then the fastest; ties by fewer splits, then by name."""
+        return self.verdict == "no", self.step_s if self.verdict != "no" else self._over, self.strategy
+
+    @property
+    def _over(self) -> float:
+        return self.peak(self.tightest) / self.capacity(self.tightest)
+
+
+def answer(
+    study: Study, model: nn.Module, cluster: ClusterSpec, options: Options, subject: Subject, progress: Progress
+) -> tuple[Forecast, Plan]:
+    """The best plan under the options, and its forecast. Raises PlanError where the options cannot be met."""
+    tried: list[Tried] = []
+    for levels, strategy, flags in strategies(model, cluster, options):
+        progress(strategy)
+        try:
+            tried.extend(_tried(study, cluster, levels, strategy, flags, options))
+        except AnnotationError:
+            if options.split is not None or options.replicate is not None:
+                raise
+    if not tried:
+        raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
+    for part, name in _parts(cluster) if _is_free(model, options) else ():
+        progress(f"{name} alone")
+        levels = _levels(len(part.devices), 1)
+        tried.extend(_tried(study, part, levels, f"{name} alone", "", replace(options, shares=None)))
+    own = [t for t in tried if t.candidate.cluster is cluster]
+    best = min(own, key=lambda t: t.order)
+    baseline = _equal(study, best, own)
+    ranked = [best, *sorted((t for t in tried if t is not best), key=lambda t: t.order)]
+    return _forecast(study, best, baseline, ranked[: options.top], subject), _saved(best)
+
+
+def strategies(
+    model: nn.Module, cluster: ClusterSpec, options: Options
+) -> list[tuple[tuple[Primitive, ...] | None, str, str]]:
+    """Levels to try with their names and the flags that force them; the model's own annotations, where it has any."""
+    if scopes_on(model):
+        if options.replicate or options.split:
+            raise PlanError(
+                "the model is annotated, so degrees cannot be forced",
+                fix="leave out --replicate and --split, or return a model without annotations",
+            )
+        return [(None, "as annotated", "")]
+    devices = len(cluster.devices)
+    pairs = [(devices // s, s) for s in range(1, devices + 1) if devices % s == 0]
+    wanted = [(r, s) for r, s in pairs if options.replicate in (None, r) and options.split in (None, s)]
+    if not wanted:
+        asked = " x ".join(str(d) for d in (options.replicate, options.split) if d)
+        raise PlanError(
+            f"degrees {asked} cannot be met on {devices} devices",
+            fix=f"their product must be the number of devices: {', '.join(f'{r} x {s}' for r, s in pairs)}",
+        )
+    return [(_levels(r, s), _name(r, s), _flags(r, s)) for r, s in wanted]
+
+
+def _levels(r: int, s: int) -> tuple[Primitive, ...]:
+    return tuple(level for level in (replicate(r), split(s)) if level.degree != 1)
+
+
+def _name(r: int, s: int) -> str:
+    return f"replicate {r}" if s == 1 else f"split {s}" if r == 1 else f"replicate {r} > split {s}"
+
+
+def _flags(r: int, s: int) -> str:
+    return f"--replicate {r} --split {s}"
+
+
+def _is_free(model: nn.Module, options: Options) -> bool:
+    return not (scopes_on(model) or options.replicate or options.split or options.shares)
+
+
+def _parts(cluster: ClusterSpec) -> list[tuple[ClusterSpec, str]]:
+    """Every type of device alone, where there are several."""
+    types = list(dict.fromkeys(device.type for device in cluster.devices))
+    if len(types) < 2:
+        return []
+    found: list[tuple[ClusterSpec, str]] = []
+    for kind in types:
+        count = sum(device.type == kind for device in cluster.devices)
+        found.append((_only(cluster, kind), f"{count} x {kind}"))
+    return found
+
+
+def _only(cluster: ClusterSpec, kind: str) -> ClusterSpec:
+    """The devices of one type, on the nodes where they are."""
+    nodes: list[Node] = []
+    start = 0
+    for node in cluster.nodes:
+        devices = [device for device in node.devices if device.type == kind]
+        if devices:
+            placed = tuple(replace(d, index=start + k, node=len(nodes)) for k, d in enumerate(devices))
+            nodes.append(replace(node, index=len(nodes), devices=placed))
+            start += len(placed)
+    return replace(cluster, nodes=tuple(nodes), inter=cluster.inter if len(nodes) > 1 else None)
+
+
+def _tried(
+    study: Study,
+    cluster: ClusterSpec,
+    levels: tuple[Primitive, ...] | None,
+    strategy: str,
+    flags: str,
+    options: Options,
+) -> list[Tried]:
+    """The strategy with the best shares, and with equal ones."""
+    found = _with_shares(study, cluster, levels, strategy, flags, options, options.microbatches or 1)
+    if options.microbatches is None and all(tried.verdict == "no" for tried in found):
+        count = min(enough_microbatches(tried) for tried in found)
+        if 1 < count <= max(found[0].rows):
+            try:
+                found += _with_shares(study, cluster, levels, strategy, flags, options, count)
+            except PlanError:  # the loss is no sum over rows
+                return found
+    return found
+
+
+def _with_shares(
+    study: Study,
+    cluster: ClusterSpec,
+    levels: tuple[Primitive, ...] | None,
+    strategy: str,
+    flags: str,
+    options: Options,
+    microbatches: int,
+) -> list[Tried]:
+    candidate = study.candidate(levels, cluster, cluster.speeds(), microbatches)
+    if options.shares is not None:
+        chosen = [_forced(candidate, study.rows, options.shares)]
+    else:
+        chosen = list(dict.fromkeys((best_rows(candidate, study.rows), equal_rows(study.rows, candidate.replicas))))
+    found: list[Tried] = []
+    for rows in chosen:
+        shares = ":".join(map(str, rows))
+        parts = [strategy, f"shares {shares}" if len(rows) > 1 else ""]
+        parts.append(f"{microbatches} microbatches" if microbatches > 1 else "")
+        force = [flags, f"--shares {shares}" if len(rows) > 1 else ""]
+        force.append(f"--microbatches {microbatches}" if microbatches > 1 else "")
+        text = " ".join(filter(None, force)) if flags else ""
+        found.append(Tried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows)))
+    return found
+
+
+def enough_microbatches(tried: Tried) -> int:
+    """The least power of two at which every device may hold its activations; a very large one where none is enough."""
+    needed = 1.0
+    for rank in tried.ranks:
+        work = tried.candidate.work(rank, _rows_of(tried, rank))
+        fixed = tried.peak(rank) - work.peak + work.parameters + work.optimizer + work.gradients + work.buffers
+        room = TIGHT * tried.capacity(rank) - fixed
+        needed = max(needed, (tried.peak(rank) - fixed) / room if room > 0 else 2.0**40)
+    return 1 << max(math.ceil(math.log2(needed)), 0)
+
+
+def equal_rows(total: int, replicas: int) -> tuple[int, ...]:
+    """As equal as whole rows come, larger ones first."""
+    each, more = divmod(total, replicas)
+    return tuple(each + (i < more) for i in range(replicas))
+
+
+def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
+    """Rows per replica with the earliest end under the memory of every device; where none fit, as memory allows."""
+    replicas = candidate.replicas
+    if replicas == 1:
+        return (total,)
+    even = max(total // replicas, 1)
+    at = sorted({max(even // 2, 1), even, min(even * 2, total)})
+    curves = [candidate.curves(replica, at) for replica in range(replicas)]
+    for limit in (1.0, float("inf")):
+        most = [filled.most_rows(limit, total) for _, filled in curves]
+        rows = balance(total, [seconds for seconds, _ in curves], most)
+        if rows is not None:
+            return rows
+    return equal_rows(total, replicas)
+
+
+def _forced(candidate: Candidate, total: int, shares: tuple[float, ...] | Literal["equal"]) -> tuple[int, ...]:
+    from whalepy.planner.shares import round_shares
+
+    if shares == "equal":
+        return equal_rows(total, candidate.replicas)
+    if len(shares) != candidate.replicas:
+        raise PlanError(
+            f"{len(shares)} shares for {candidate.replicas} replicas", fix="give one weight per replica, such as 3:1"
+        )
+    return round_shares(total, shares)
+
+
+def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
+    """The same cluster with equal shares and no split, as DistributedDataParallel would use it."""
+    rows = equal_rows(study.rows, len(best.candidate.cluster.devices))
+    for other in tried:
+        if other.rows == rows:
+            return other
+    cluster = best.candidate.cluster
+    levels = None if best.candidate.levels is None else _levels(len(cluster.devices), 1)
+    candidate = study.candidate(levels, cluster, cluster.speeds(), 1)
+    rows = equal_rows(study.rows, candidate.replicas)
+    return Tried(candidate, rows, "equal shares", "", candidate.played(rows))
+
+
+def _saved(best: Tried) -> Plan:
+    """The plan with its rows as the weights of default shares."""
+    candidate = best.candidate
+    levels = tuple((level.kind, level.degree) for level in candidate.levels or ())
+    weights = [float(best.rows[candidate.replica_of(rank)]) for rank in candidate.plan.rank_of]
+    if len(best.rows) == 1 or not any(weights):
+        return replace(candidate.plan, annotation=levels)
+    return replace(candidate.again([weight / max(weights) for weight in weights]), annotation=levels)
+
+
+def annotation_text(levels: Sequence[Primitive]) -> str:
+    """Python that forces these levels."""
+    named = [f"whalepy.{level.kind}({level.degree})" for level in levels]
+    inside = named[0] if len(named) == 1 else f"[{', '.join(named)}]"
+    return f'whalepy.annotate(model, {{"": {inside}}})' if named else ""
+
+
+def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried], subject: Subject) -> Forecast:
+    played = best.played
+    bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
+    return Forecast(
+        subject=subject,
+        strategy=best.strategy,
+        verdict=best.verdict,
+        step_time_s=best.step_s,
+        mfu=_mfu(best),
+        equal_shares_step_time_s=baseline.step_s,
+        bound=_bound(baseline),
+        microbatches=best.candidate.plan.microbatches,
+        schedule="none",
+        bottleneck=bottleneck,
+        tightest=best.tightest,
+        devices=tuple(_device(best, rank) for rank in best.ranks),
+        links=_links(best),
+        stages=(_stage(study, best, subject),),
+        breakdown=_breakdown(best, bottleneck),
+        alternatives=tuple(_alternative(other) for other in ranked),
+        assumptions=(*best.candidate.cluster.assumptions, *ASSUMPTIONS),
+        annotations=annotation_text(best.candidate.levels or ()),
+    )
+
+
+ASSUMPTIONS = (
+    "gradient collectives run after the backward pass",
+    "large products reach 65 % of the peak rate of matrix units (80 % of vector units), vectors 80 % of the memory "
+    "bandwidth, long messages 80 % of a link",
+    "a CUDA process keeps 1 GiB beside its tensors, a CPU process 0.3 GiB",
+)
+
+
+def _mfu(best: Tried) -> float:
+    flops = sum(best.candidate.work(rank, _rows_of(best, rank)).flops for rank in best.ranks)
+    dtype = _dtype(best)
+    peak = sum(best.candidate.cost(rank).device.rate(dtype) for rank in best.ranks)
+    return flops / (peak * best.step_s)
+
+
+def _rows_of(best: Tried, rank: int) -> int:
+    return best.rows[best.candidate.replica_of(rank)]
+
+
+def _dtype(best: Tried) -> str:
+    events = best.candidate.work(best.ranks[0], max(best.rows)).events
+    return max(events, key=lambda event: event.flops).dtype
+
+
+def _bound(baseline: Tried) -> float:
+    """Perfect balance and nothing to wait for, over the step with equal shares."""
+    busy = [baseline.played.tracks[rank].busy_s for rank in baseline.ranks]
+    return baseline.step_s * sum(1 / seconds for seconds in busy) / len(busy) if min(busy) > 0 else 1.0
+
+
+def _device(best: Tried, rank: int) -> DeviceForecast:
+    candidate, track = best.candidate, best.played.tracks[rank]
+    device = candidate.cluster.devices[candidate.device_of[rank]]
+    return DeviceForecast(
+        rank=rank,
+        type=device.type,
+        node=device.node,
+        stage=0,
+        coordinates=candidate.plan.coordinates_of(rank),
+        batch_share=_rows_of(best, rank),
+        peak_memory_bytes=best.peak(rank),
+        memory_capacity_bytes=device.memory_bytes,
+        busy_s=track.busy_s,
+        held=_held(best, rank),
+        memory=tuple((at, size + candidate.cost(rank).runtime_bytes) for at, size in _thinned(track.memory)),
+        spans=tuple(track.spans),
+    )
+
+
+_POINTS = 200
+
+
+def _thinned(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """At most so many points, the largest of each stretch."""
+    step = max(len(points) // _POINTS, 1)
+    return [max(points[k : k + step], key=lambda point: point[1]) for k in range(0, len(points), step)]
+
+
+def _held(best: Tried, rank: int) -> tuple[Held, ...]:
+    """What holds memory at the peak: gradients count as far as they exist by then."""
+    work = best.candidate.work(rank, _rows_of(best, rank))
+    peak = max(work.events, key=lambda event: event.peak)
+    fixed = {"parameters": work.parameters, "optimizer state": work.optimizer, "buffers": work.buffers}
+    fixed["inputs"] = work.inputs
+    fixed["runtime"] = best.candidate.cost(rank).runtime_bytes
+    rest = peak.peak - sum(fixed.values()) + fixed["runtime"]
+    if peak.phase in ("gradient", "optimizer"):
+        fixed["gradients"] = min(work.gradients, rest)
+        fixed["buffers of reductions and updates"] = rest - fixed["gradients"]
+    else:
+        fixed["activations and gradients"] = rest
+    held = [Held(name, size) for name, size in fixed.items() if size > 0]
+    return tuple(sorted(held, key=lambda one: -one.bytes))
+
+
+def _links(best: Tried) -> tuple[LinkForecast, ...]:
+    """Traffic inside each node, and out of each node."""
+    candidate, cluster = best.candidate, best.candidate.cluster
+    inside: dict[int, int] = dict.fromkeys(range(len(cluster.nodes)), 0)
+    for rank in best.ranks:
+        node = cluster.devices[candidate.device_of[rank]].node
+        inside[node] += sum(e.bytes for e in candidate.work(rank, _rows_of(best, rank)).events if e.collective)
+    return tuple(
+        LinkForecast(
+            f"node {node.index}",
+            node.link.bandwidth_bytes_per_s,
+            inside[node.index],
+            inside[node.index] / len(node.devices) / node.link.bandwidth_bytes_per_s,
+        )
+        for node in cluster.nodes
+    )
+
+
+def _stage(study: Study, best: Tried, subject: Subject) -> StageForecast:
+    flops = sum(
+        event.flops
+        for rank in best.ranks
+        for event in best.candidate.work(rank, _rows_of(best, rank)).events
+        if event.phase == "forward"
+    )
+    return StageForecast(0, best.ranks, ("",), subject.parameters, float(flops))
+
+
+def _breakdown(best: Tried, rank: int) -> Breakdown:
+    track = best.played.tracks[rank]
+    idle = best.step_s - track.busy_s - track.bridge_s - track.gradient_s
+    return Breakdown(track.busy_s, max(idle, 0.0), track.bridge_s, track.gradient_s, track.gradient_s)
+
+
+def _alternative(tried: Tried) -> Alternative:
+    rank = tried.tightest
+    return Alternative(
+        strategy=tried.strategy,
+        step_time_s=tried.step_s,
+        verdict=tried.verdict,
+        tightest=rank,
+        peak_memory_bytes=tried.peak(rank),
+        memory_capacity_bytes=tried.capacity(rank),
+        missing_bytes=tried.missing,
+        flags=tried.flags,
+    )
+
+
+def subject_of(
+    name: str, model: nn.Module, study: Study, cluster: ClusterSpec, options: Options, sequence: int | None
+) -> Subject:
+    """What was asked, for the head of the reports."""
+    sizes: Mapping[int, int] = {id(p): p.numel() for p in model.parameters()}
+    trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
+    groups: dict[tuple[str, int], int] = {}
+    for device in cluster.devices:
+        groups[device.type, device.memory_bytes] = groups.get((device.type, device.memory_bytes), 0) + 1
+    return Subject(
+        model=name,
+        parameters=sum(sizes.values()),
+        trainable=sum(trained.values()),
+        optimizer=options.optimizer,
+        precision=options.precision or _precision(model),
+        rows=study.rows,
+        tokens=sequence,
+        cluster=str(cluster),
+        nodes=len(cluster.nodes),
+        devices=tuple((count, kind, memory) for (kind, memory), count in groups.items()),
+        link=str(cluster.inter or cluster.nodes[0].link),
+        figures="data sheet",
+    )
+
+
+def _precision(model: nn.Module) -> str:
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.is_floating_point}
+    return ", ".join(sorted(dtypes)) or "float32"
