@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 from tests.golden import UPDATE, Golden
 from tests.pool import Pool
+
+# What tests measure of this machine is theirs alone. Before any worker starts, so that they inherit it.
+CACHE = tempfile.TemporaryDirectory(prefix="whalepy-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from whalepy.errors import ClusterError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
-from whalepy.hardware.devices import PCIE_X16, DeviceProfile, profile_table
+from whalepy.hardware.devices import DeviceProfile, profile_table
 from whalepy.hardware.links import UNKNOWN_NETWORK_BANDWIDTH
+from whalepy.hardware.measured import BY_RANKS, Measured, refined, unknown_profile
 from whalepy.hardware.own_profiles import profile_dict
 from whalepy.hardware.profiles import profile, unknown_device_fix
 
@@ -30,6 +31,7 @@ class RankReport:
     memory_bytes: int  # free at start
     local_rank: int
     speed: float | None = None  # measured float32 FLOP/s
+    measured: Measured | None = None
 
 
 def match_ranks(spec: ClusterSpec, reports: Sequence[RankReport]) -> tuple[int, ...]:
@@ -54,14 +56,15 @@ def match_ranks(spec: ClusterSpec, reports: Sequence[RankReport]) -> tuple[int, 
 def spec_from_reports(reports: Sequence[RankReport]) -> ClusterSpec:
     """The cluster that the ranks describe: a node per host in order of its first rank, devices by local rank.
 
-    Memory is what they have free. With speeds from all ranks, speed factors follow them (differences within one type
+    Memory is what they have free; figures are what the fastest rank of a type measured, else those of its data sheet.
+    With speeds from all ranks, speed factors follow them (differences within one type
     below SPEED_NOISE are none), scaled so that the rank fastest for its type has 1.0. An unknown type needs a measured
     speed. Several hosts are taken to be joined by 10 Gbit/s. Raises ClusterError for an unknown type without speed.
     """
     figures = {name: _profile_of(name, reports) for name in dict.fromkeys(report.type for report in reports)}
     factors = _speed_factors(reports, figures)
     nodes = [_node_entry(ranks, reports, factors) for ranks in _by_host(reports).values()]
-    own = {name: found for name, found in figures.items() if found.source == _MEASURED}
+    own = {name: found for name, found in figures.items() if found.source == BY_RANKS}
     data: dict[str, Any] = {"nodes": nodes}
     data["profiles"] = {name: profile_dict(found) for name, found in own.items()}
     if len(nodes) > 1:
@@ -183,34 +186,18 @@ def _speed_factors(reports: Sequence[RankReport], figures: dict[str, DeviceProfi
 
 # --- from reports to a spec ---------------------------------------------------------------------------------------
 
-_MEASURED = "measured by its ranks"
-# For a type that nobody described: typical of the table's PCIe cards, 40 float32 FLOPs per byte of memory traffic.
-_FLOPS_PER_BYTE = 40.0
-
 
 def _profile_of(kind: str, reports: Sequence[RankReport]) -> DeviceProfile:
-    """The known profile of a type, else one from what its ranks measured."""
-    if kind in profile_table():
-        return profile_table()[kind]
-    speeds = [report.speed for report in reports if report.type == kind and report.speed]
-    if not speeds:
-        raise ClusterError(f"unknown device {kind!r}, and no rank measured its speed", fix=unknown_device_fix(kind))
-    own = [report.memory_bytes for report in reports if report.type == kind]
-    fp32 = max(speeds)
-    guessed = ("memory_bandwidth", "link_bandwidth", "pcie_bandwidth")
-    return DeviceProfile(
-        name=kind,
-        vendor="AMD" if kind.startswith("AMD") else "NVIDIA",
-        torch_name=kind,
-        memory_bytes=_stepped(max(own)),
-        memory_bandwidth=fp32 / _FLOPS_PER_BYTE,
-        fp32=fp32,
-        link="PCIe 3.0 x16",
-        link_bandwidth=PCIE_X16["3"],
-        pcie_bandwidth=PCIE_X16["3"],
-        source=_MEASURED,
-        marks=tuple((field, "assumed") for field in guessed),
-    )
+    """The known profile of a type, refined by the fastest of its ranks that measured; else one made of that alone."""
+    own = [report for report in reports if report.type == kind]
+    measured = max((report.measured for report in own if report.measured), key=Measured.rate, default=None)
+    known = profile_table().get(kind)
+    if known is None:
+        fp32 = max((report.speed for report in own if report.speed), default=None)
+        if fp32 is None:
+            raise ClusterError(f"unknown device {kind!r}, and no rank measured its speed", fix=unknown_device_fix(kind))
+        known = unknown_profile(kind, _stepped(max(report.memory_bytes for report in own)), fp32)
+    return known if measured is None else refined(known, measured)
 
 
 def _node_entry(ranks: Sequence[int], reports: Sequence[RankReport], factors: Sequence[float]) -> dict[str, Any]:
