@@ -26,7 +26,6 @@ from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_pr
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group
 from whalepy.runtime.measured_cache import measured_here
-from whalepy.runtime.measured_cache import measured_here
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
@@ -79,12 +78,6 @@ def plan_together(
 
     together(follow)
     return state["plan"], state["main"]
-
-
-def _report(cluster: Cluster, device: torch.device, host: Group) -> RankReport:
-    """What this rank says of itself; measured where no cluster is described and there is somebody to compare with."""
-    measured = measured_here(device) if cluster is None and host.size > 1 else None
-    return report_this_rank(device, measured)
 
 
 def _report(cluster: Cluster, device: torch.device, host: Group) -> RankReport:
