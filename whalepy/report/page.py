@@ -23,7 +23,8 @@ MODULES = 1000
 def html(forecast: Forecast) -> str:
     """The page as text: verdict, lanes, memory, model, devices, links, plans, annotations and assumptions.
 
-    Below 1 MB for any forecast: alike devices share a lane, near spans are drawn as one, long lists end with a count.
+    Below 1 MB for thousands of devices, spans, plans and modules: alike devices share a lane, near spans are drawn as
+    one, long lists end with a count. Only types of devices have no limit: each has a lane.
     Raises PlanError for a forecast with a figure that is not a finite number.
     """
     check(forecast)

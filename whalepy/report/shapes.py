@@ -14,11 +14,11 @@ NAMED = 60  # spans of a device that tell their name, the longest
 POINTS = 200  # of a memory curve
 DECADE = 10.0
 
-# Row of a kind from the top; the optimizer fills both rows of computation.
+# Row of a kind from the top, and its height; the optimizer fills both rows of computation, below what is drawn there.
 ROWS: Mapping[SpanKind, tuple[float, float]] = {
+    "optimizer": (0, 19),
     "forward": (0, 9),
     "backward": (10, 9),
-    "optimizer": (0, 19),
     "bridge": (21, 6),
     "gradient": (28, 6),
 }
