@@ -26,12 +26,14 @@ COVER = [
     ("unet", "replicate > split"),
     ("dlrm", "replicate > split"),
     ("lstm", "replicate 3:1"),
+    ("clip", "replicate > split"),
     ("mixtral", "replicate 3:1"),
 ]
 
 # What is refused, and what the sentence must name.
 REFUSED = {
-    "clip": r"at:  loss_utils\.py|at:  modeling_clip\.py:\d+",
+    "vilt": r"at:  modeling_vilt\.py:\d+",  # how many patches there are depends on the mask
+    "adaptive_softmax": r"at:  own_sequences\.py:\d+",  # which words fall into which cluster
     "longformer": r"at:  modeling_longformer\.py:\d+",
 }
 
@@ -50,7 +52,7 @@ def check_refused(workers: Pool, name: str, annotation: str) -> None:
 
 
 def test_refused(workers: Pool) -> None:
-    check_refused(workers, "clip", "replicate 3:1")
+    check_refused(workers, "adaptive_softmax", "replicate 3:1")
 
 
 REST = [pair for pair in product(MODELS, ANNOTATIONS) if pair not in COVER]

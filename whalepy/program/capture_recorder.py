@@ -22,6 +22,9 @@ _HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad
 # Operators in one condition on sizes. Models with text or images of any size have up to 8; windows over images have
 # hundreds, at which a capture takes minutes.
 _LONGEST_CONDITION = 64
+# The same over all conditions: language models have about 10, convolutions with a stride some tens for each resolution;
+# at 700 a capture takes five times as long as with fixed sizes.
+_MOST_OPERATORS = 300
 
 
 class SizesTooComplexError(Exception):
@@ -39,8 +42,10 @@ class Recorder(TorchFunctionMode):
     CaptureError: a gradient hook. SizesTooComplexError: see there.
     """
 
-    def __init__(self, outermost: CodeType, shape_env: Any) -> None:
+    def __init__(self, outermost: CodeType, shape_env: Any, *, bounded: bool = True) -> None:
         super().__init__()
+        self._bounded = bounded  # whether conditions may grow too long: not where all but the rows are numbers
+        self._operators = 0  # in all conditions so far
         self._outermost = outermost  # frames from here outwards are the caller's, not the model's
         self._shape_env = shape_env  # None if the model has no tensor input
         self.guards: dict[int, str] = {}  # position in shape_env.guards -> the line whose operator brought it
@@ -76,7 +81,9 @@ class Recorder(TorchFunctionMode):
         yield
         for position in range(before, self._count()):
             self.guards.setdefault(position, place)
-            if self._shape_env.guards[position].expr.count_ops() > _LONGEST_CONDITION:
+            operators = self._shape_env.guards[position].expr.count_ops()
+            self._operators += operators
+            if self._bounded and (operators > _LONGEST_CONDITION or self._operators > _MOST_OPERATORS):
                 raise SizesTooComplexError(place)
 
     def _count(self) -> int:

@@ -201,7 +201,8 @@ class CaptureWrapper(nn.Module):
             values[position] = tensor
         args, kwargs = pytree.tree_unflatten(values, self.spec)
         before = state_of(self.model)
-        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves))
+        free = self.seen.sizes_fixed_at is None
+        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), bounded=free)
         branches = Branches()
         try:
             with recorder, free_lengths(), unchecked_distributions(), functions_kept(), branches_noted(branches):
