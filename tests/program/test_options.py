@@ -58,6 +58,7 @@ def test_a_product_dim_is_cut_along_either_factor() -> None:
     assert ways(equal, [[4, 24]], [[4, 8]] * 3) == ["4: 0.0 -> 0.0, 0.0, 0.0", "8: 1.1 -> 1.0, 1.0, 1.0"]
     repeated = parse_rule("x -> (x R)", sizes={"R": 3})
     assert ways(repeated, [[4]], [[12]]) == ["4: 0.0 -> 0.0"]
+    assert ways(repeated, [[1]], [[3]]) == []  # all that is left are the copies, which are whole
 
 
 def test_a_reshape_is_cut_along_what_both_ends_share() -> None:

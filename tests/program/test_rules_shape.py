@@ -80,6 +80,7 @@ ROWS: list[Row] = [
     (lambda: call(a.repeat_interleave.self_int, t(4, 6, 5), 3, 1), "a b c"),
     (lambda: call(a.repeat_interleave.self_int, t(4, 6, 5), 2, -1, output_size=10), "a b c"),
     (lambda: call(a.repeat_interleave.self_int, t(4, 6, 5), 1, 0), "a b c"),
+    (lambda: call(a.repeat_interleave.self_int, t(4, 1, 5), 2, 1), "a c"),  # the copies are not cut
     (lambda: call(a.repeat_interleave.self_int, t(4, 6, 5), 2), None),
     (lambda: call(a.unfold.default, t(4, 6, 5), 1, 2, 2), "a c"),
     (lambda: call(a.diagonal.default, t(3, 4, 5), 0, 0, 2), "b"),

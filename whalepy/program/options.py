@@ -194,25 +194,34 @@ def _parts_of(
         if token != NEVER:
             yield token, 0, leaves
         return
-    # A product dim: only the last factor is found from the right, the first from the left; both must come out whole.
-    sizes = [rule.sizes.get(name) for name in token]
+    # A product dim: factors of known size are found from both ends, the one of open size is what they leave.
+    opened = next((i for i, name in enumerate(token) if name not in rule.sizes), len(token))
+    first = _taken(axes, leaves, [rule.sizes[name] for name in token[:opened]])
+    back = [rule.sizes.get(name, 0) for name in token[:opened:-1]]
+    last = _taken(axes, leaves[::-1], back)
+    if first is None or last is None or sum(first) + sum(last) > len(leaves):
+        bad.update(token)
+        return
+    counts = [*first, *([len(leaves) - sum(first) - sum(last)] if opened < len(token) else []), *last[::-1]]
     start = 0
-    for name, size in zip(token, sizes, strict=True):
-        if size is None:
-            rest = leaves[start:]
-            yield name, start, rest
-            return
+    for name, count in zip(token, counts, strict=True):
+        yield name, start, leaves[start : start + count]
+        start += count
+
+
+def _taken(axes: Axes, leaves: Dim, sizes: Sequence[int]) -> list[int] | None:
+    """How many leaves each of these sizes takes, one after another; None where a size does not come out."""
+    counts: list[int] = []
+    start = 0
+    for size in sizes:
         taken, total = start, 1
-        while taken < len(leaves) and total != size:
-            leaf_size = axes.size(leaves[taken])
-            if not isinstance(leaf_size, int):
-                break
-            total, taken = total * leaf_size, taken + 1
+        while taken < len(leaves) and total != size and isinstance(part := axes.size(leaves[taken]), int):
+            total, taken = total * part, taken + 1
         if total != size:
-            bad.update(token)
-            return
-        yield name, start, leaves[start:taken]
+            return None
+        counts.append(taken - start)
         start = taken
+    return counts
 
 
 def _concatenation_options(axes: Axes, dim: int, source: Dims, outputs: Sequence[Dims]) -> Iterator[Option]:
