@@ -98,6 +98,12 @@ def test_figures() -> None:
         assert piece in text
 
 
+def test_a_sixth_holder_is_one_other() -> None:
+    known = forecasts.four_cards()
+    first = replace(known.devices[3], held=known.devices[3].held[:6])
+    assert "1 other 4" in Page(html(replace(known, devices=(*known.devices[:3], first)))).text
+
+
 def test_where_nothing_fits() -> None:
     text = Page(html(forecasts.nothing_fits())).text
     assert "It runs out of memory on 0-3 by up to 14.4 GiB." in text

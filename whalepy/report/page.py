@@ -67,5 +67,5 @@ def _memory(row: Row, forecast: Forecast) -> dict[str, Any]:
     named = [(held.name, held.bytes) for held in device.held[:HOLDERS]]
     rest = device.peak_memory_bytes - sum(size for _, size in named)
     if len(device.held) > HOLDERS and rest > 0:
-        named.append((f"{len(device.held) - HOLDERS} others", rest))
+        named.append((wording.plural(len(device.held) - HOLDERS, "other"), rest))
     return {"row": row, "device": device, "curve": curve(device, forecast.step_time_s), "held": named}

@@ -134,7 +134,7 @@ def alternative_lines(forecast: Forecast, width: int, top: int) -> Iterator[Text
     if not shown:
         return
     unit, size = wording.memory_unit(each.peak_memory_bytes for each in shown)
-    heads = [Text(head, "dim") for head in ("", "strategy", "step", f"peak ({unit})", "against best")]
+    heads = [Text(head, "dim") for head in ("", "strategy", "step", f"peak ({unit})", "against this plan")]
     rows = [_alternative(forecast, each, index == 0, size) for index, each in enumerate(shown)]
     longest = max(row[1].cell_len for row in rows)
     space = longest - (widest(table([heads, *rows])) - width)
