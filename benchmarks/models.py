@@ -36,7 +36,18 @@ from whalepy.runtime.build import Recipe, analysed, captured_program
 MODELS = {**CATALOGUE, **FURTHER, **TEXT, **LANGUAGE, **VISION, **MULTIMODAL}
 FLOAT32_ONLY = {  # baddbmm with a float32 bias, grouped products, tables and masks made in float32
     *("bloom", "mixtral", "qwen2_moe", "jamba", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss"),
-    *("granitemoe", "minimax", "olmoe", "phimoe", "qwen3_moe", "qwen3_next", "vaultgemma", "xglm"),
+    *(
+        "granitemoe",
+        "minimax",
+        "olmoe",
+        "phimoe",
+        "qwen3_moe",
+        "qwen3_next",
+        "splinter",
+        "switch",
+        "vaultgemma",
+        "xglm",
+    ),
 }
 STEPS, TIMEOUT_S = 2, 300.0
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"

@@ -402,8 +402,25 @@ class Straight(torch.autograd.Function):
 
 
 def test_a_backward_of_ones_own() -> None:
-    assert error_of(lambda m, x: Straight.apply(m.linear(x)).sum()) == (
-        "the model uses torch.autograd.Function (Straight), whose backward is lost in the capture\n"
+    model = Model(lambda m, x: (Straight.apply(m.linear(x)) * x.sum()).sum())
+    check_against_eager(model, capture(model, (X,)), X)
+
+
+class Reaching(torch.autograd.Function):
+    """What it computes depends on a module, which the captured graph would not hand to it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+        return module(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
+
+
+def test_a_backward_of_ones_own_with_more_than_tensors_and_numbers() -> None:
+    assert error_of(lambda m, x: Reaching.apply(m.linear(x), torch.nn.ReLU()).sum()) == (
+        "the model uses torch.autograd.Function (Reaching), whose backward is lost in the capture\n"
         "  fix: make it a torch.library.custom_op with register_autograd,"
         " or give capture=False and loss_weight= to train the model whole"
     )

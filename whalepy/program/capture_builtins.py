@@ -1,4 +1,4 @@
-"""What Python code does otherwise while a model is traced: `len` of a tensor, and checks of values."""
+"""What Python code does otherwise while a model is traced: `len` of a tensor, checks of values, casts of modules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import nn
 from torch.distributions import Distribution
 
 
@@ -40,3 +41,19 @@ def unchecked_distributions() -> Generator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def modules_in_place() -> Generator[None]:
+    """Until it ends, `module.to(dtype)` that changes nothing leaves the module alone: export cannot swap parameters."""
+    move = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        tensors = [*module.parameters(), *module.buffers()]
+        moved = device is not None and any(tensor.device != device for tensor in tensors)
+        cast = dtype is not None and any(t.dtype != dtype for t in tensors if t.is_floating_point() or t.is_complex())
+        return move(module, *args, **kwargs) if moved or cast else module
+
+    with mock.patch.object(nn.Module, "to", to):
+        yield

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_branches import Branches, branches_noted
-from whalepy.program.capture_builtins import free_lengths, unchecked_distributions
+from whalepy.program.capture_builtins import free_lengths, modules_in_place, unchecked_distributions
 from whalepy.program.capture_functions import functions_kept, is_kept
 from whalepy.program.capture_places import place_of_error
 from whalepy.program.capture_recorder import Recorder
@@ -205,7 +206,7 @@ class CaptureWrapper(nn.Module):
         recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), bounded=free)
         branches = Branches()
         try:
-            with recorder, free_lengths(), unchecked_distributions(), functions_kept(), branches_noted(branches):
+            with recorder, _as_traced(), branches_noted(branches):
                 results = self._run(args, kwargs)
         except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
             raise data_dependent(error) from error
@@ -228,6 +229,12 @@ class CaptureWrapper(nn.Module):
             return [find_loss(output)]
         targets, named_targets = self.call.targets(args, kwargs)
         return [check_loss(self.loss_fn(output, *targets, **named_targets), "what loss_fn returns")]
+
+
+@contextlib.contextmanager
+def _as_traced() -> Generator[None]:
+    with free_lengths(), unchecked_distributions(), modules_in_place(), functions_kept():
+        yield
 
 
 def data_dependent(error: Exception) -> CaptureError:
