@@ -56,15 +56,15 @@ def is_known(figures: DeviceProfile) -> bool:
 
 
 def profile_dict(figures: DeviceProfile) -> dict[str, Any]:
-    """Plain JSON data, as `profiles:` reads it; what is empty or that of its vendor is left out."""
-    data: dict[str, Any] = {key: value for key, value in asdict(figures).items() if value not in (None, "", ())}
+    """Plain JSON data, as `profiles:` reads it; what is that of its vendor is left out."""
+    data: dict[str, Any] = {key: value for key, value in asdict(figures).items() if value not in (None, ())}
     data["marks"] = [list(mark) for mark in figures.marks]
     if figures.product_efficiency:
         data["product_efficiency"] = {dtype: _points(curve) for dtype, curve in figures.product_efficiency}
     if figures.memory_efficiency:
         data["memory_efficiency"] = _points(figures.memory_efficiency)
-    data.pop("name")
-    return data
+    without = {"name"} if figures.base else {"name", "base"}
+    return {key: value for key, value in data.items() if key not in without}
 
 
 def _points(curve: tuple[tuple[float, float], ...]) -> list[list[float]]:
