@@ -29,7 +29,7 @@ def flow(pieces: Iterable[Text], width: int, *, gap: int = 3, indent: int = INDE
             line, empty = Text(" " * (indent + hanging)), True
         if not empty:
             line.append(" " * gap)
-        for part in _cut(piece, width - line.cell_len):
+        for part in [piece] if line.cell_len + piece.cell_len <= width else _cut(piece, width - indent - hanging):
             if not empty and line.cell_len + part.cell_len > width:
                 yield line
                 line = Text(" " * (indent + hanging))
@@ -41,8 +41,6 @@ def flow(pieces: Iterable[Text], width: int, *, gap: int = 3, indent: int = INDE
 
 def _cut(piece: Text, width: int) -> Sequence[Text]:
     """The piece in parts of at most `width` columns."""
-    if piece.cell_len <= width:
-        return [piece]
     console = Console(file=io.StringIO(), width=max(width, 1))
     return list(piece.wrap(console, max(width, 1), overflow="fold"))
 
