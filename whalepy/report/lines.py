@@ -29,12 +29,13 @@ def flow(pieces: Iterable[Text], width: int, *, gap: int = 3, indent: int = INDE
             line, empty = Text(" " * (indent + hanging)), True
         if not empty:
             line.append(" " * gap)
-        for part in [piece] if line.cell_len + piece.cell_len <= width else _cut(piece, width - indent - hanging):
-            if not empty and line.cell_len + part.cell_len > width:
-                yield line
+        if line.cell_len + piece.cell_len > width:
+            *lines, piece = _cut(piece, width - indent - hanging)
+            for part in lines:
+                yield line.append_text(part)
                 line = Text(" " * (indent + hanging))
-            line.append_text(part)
-            empty = False
+        line.append_text(piece)
+        empty = False
     if not empty:
         yield line
 

@@ -24,40 +24,50 @@ FULL, HIGH = 1.0, 0.9  # parts of a device's memory from which its bar is red, y
 def device_lines(forecast: Forecast, width: int, glyphs: Glyphs) -> Iterator[Text]:
     """A heading and a row per device, or per group of alike ones; bars as long as the width allows.
 
-    A mark that has no room beside its row stands below it.
+    Where there is no room beside a row, its mark, then its figures, stand below it.
     """
     rows = folded(forecast)
     marks = [Text(), *(_mark(forecast, row) for row in rows)]
     tables = (_device_table(forecast, rows, bar, glyphs) for bar in (BARS if width >= NARROW else ()))
-    fitting = (lines for lines in tables if widest(lines) + INDENT + widest(marks) <= width)
-    lines = next(fitting, None) or _device_table(forecast, rows, 0, glyphs)
-    for line, mark in zip(lines, marks, strict=True):
-        yield from flow([line, mark] if mark else [line], width, gap=2, indent=0, hanging=2 * INDENT)
+    fitting = (pieces for pieces in tables if _width(pieces) + INDENT + widest(marks) <= width)
+    for pieces, mark in zip(next(fitting, None) or _device_table(forecast, rows, 0, glyphs), marks, strict=True):
+        yield from flow([*pieces, mark] if mark else pieces, width, gap=2, indent=0, hanging=2 * INDENT)
 
 
-def _device_table(forecast: Forecast, rows: Sequence[Row], bar: int, glyphs: Glyphs) -> list[Text]:
+def _width(rows: Sequence[Sequence[Text]]) -> int:
+    return sum(widest(column) + INDENT for column in zip(*rows, strict=True)) - INDENT
+
+
+def _device_table(forecast: Forecast, rows: Sequence[Row], bar: int, glyphs: Glyphs) -> list[list[Text]]:
+    """Per row what it is about, its memory and its busy time, each as wide as its column; the heading first."""
     unit, size = wording.memory_unit(each.peak_memory_bytes for each in forecast.devices)
     staged = len(forecast.stages) > 1
-    heads = ["", "device", "stage" if staged else "", "rows", f"memory ({unit})", "busy"]
+    named = [[Text(head, "dim") for head in ("", "device", "stage" if staged else "", "rows")]]
+    for row in rows:
+        stages = Text(wording.ranks({each.stage for each in row.devices}) if staged else "")
+        named.append([Text(row.ranks), Text(row.type), stages, Text(_range(*row.batch_shares))])
     memory = _gauges([_memory_bar(row, bar, glyphs) for row in rows], [_memory(row, size) for row in rows])
     busy = _gauges(
         [Text(filled(row.busiest.busy_s / forecast.step_time_s, bar, glyphs), "cyan") for row in rows],
         [_busy(row, forecast.step_time_s) for row in rows],
     )
-    cells = [[Text(head, "dim") for head in heads]]
-    for row, used, part in zip(rows, memory, busy, strict=True):
-        stages = Text(wording.ranks({each.stage for each in row.devices}) if staged else "")
-        share = Text(_range(*row.batch_shares))
-        cells.append([Text(row.ranks), Text(row.type), stages, share, used, part])
-    return table(cells, right=(2, 3))
+    left = table(named, right=(2, 3))
+    used = [Text(f"memory ({unit})", "dim"), *memory]
+    return [list(row) for row in zip(left, _padded(used), [Text("busy", "dim"), *busy], strict=True)]
 
 
 def _gauges(bars: Sequence[Text], figures: Sequence[str]) -> list[Text]:
     """Each bar with its figure, the figures right-aligned."""
     width = max(map(len, figures))
     return [
-        bar.append(" " * min(bar.cell_len, 2)) + figure.rjust(width) for bar, figure in zip(bars, figures, strict=True)
+        bar.append(" " * min(bar.cell_len, 2)).append(figure.rjust(width))
+        for bar, figure in zip(bars, figures, strict=True)
     ]
+
+
+def _padded(column: Sequence[Text]) -> list[Text]:
+    width = widest(column)
+    return [cell + " " * (width - cell.cell_len) for cell in column]
 
 
 def _range(least: float, most: float) -> str:
