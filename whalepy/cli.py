@@ -14,7 +14,7 @@ from whalepy.errors import WhaleError
 BAD_INPUT = 2
 
 # Each is a function of its name in a file of that name under whalepy/commands.
-COMMANDS = ("plan", "profile", "devices")
+COMMANDS = ("plan", "profile", "check", "devices")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
