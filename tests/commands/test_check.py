@@ -83,9 +83,10 @@ def test_another_cluster_than_the_ranks(workers: Pool) -> None:
 
 
 def test_a_rank_that_never_comes(workers: Pool) -> None:
-    told = workers.run(3, check_here, "3xcpu", (1,), 1.5, default_group=False)
+    workers.run(3, check_here, "3xcpu", (0, 1, 2), 1.0, default_group=False)  # processes start, modules load
+    told = workers.run(3, check_here, "3xcpu", (1,), 4.0, default_group=False)
     assert [code for code, _ in told] == [2, -1, 2]
-    assert told[0][1].startswith("rank 1 of 3 did not reach 'start' within 1.5 s; there: 0 (")
+    assert told[0][1].startswith("rank 1 of 3 did not reach 'start' within 4 s; there: 0 (")
     assert told[2][1] == ""
 
 
