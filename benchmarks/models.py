@@ -1,20 +1,20 @@
 """Which models train as they do in one process: each of the catalogue, under three annotations, in gloo processes.
 
-    python -m benchmarks.models [NAMES]
+    python -m benchmarks.models [--missing] [NAME ...]
 
-writes docs/models.md; with names, prints only their rows. Weights are random and small. A model is exact where loss,
+writes docs/models.md after every model, so that it may be stopped and gone on with: `--missing` makes only the rows
+that are not there, names make theirs anew. Weights are random and small. A model is exact where loss,
 every gradient, every parameter after each step and every buffer are those of the local run, in float64, within 1e-9
 of the largest of their kind (1e-5 in float32, for operators that torch has in no other); see tests/exactness.py.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +24,22 @@ import whalepy
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.further import FURTHER
 from benchmarks.language_models import LANGUAGE
+from benchmarks.model_table import DOCUMENT, Head, Row, cell, document, read_rows, summary
 from benchmarks.multimodal_models import MULTIMODAL
 from benchmarks.text_models import TEXT
 from benchmarks.vision_models import VISION
 from tests.exactness import Run, differences
 from tests.pool import Pool
-from whalepy.errors import WhaleError
+from whalepy.errors import VerificationError, WhaleError
 from whalepy.program.analysis import Program
 from whalepy.runtime.build import Recipe, analysed, captured_program
 
-MODELS = {**CATALOGUE, **FURTHER, **TEXT, **LANGUAGE, **VISION, **MULTIMODAL}
+NAMED = (
+    *("gpt2", "bert", "llama", "qwen3", "t5", "vit", "resnet", "gptj", "whisper"),
+    *("clip", "unet", "dlrm", "lstm", "mixtral"),
+)
+_ALL = {**CATALOGUE, **FURTHER, **MULTIMODAL, **TEXT, **LANGUAGE, **VISION}
+MODELS = {name: _ALL[name] for name in (*NAMED, *(name for name in _ALL if name not in NAMED))}
 FLOAT32_ONLY = {  # baddbmm with a float32 bias, grouped products, tables and masks made in float32
     *("bloom", "mixtral", "qwen2_moe", "jamba", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss"),
     *(
@@ -49,8 +55,7 @@ FLOAT32_ONLY = {  # baddbmm with a float32 bias, grouped products, tables and ma
         "xglm",
     ),
 }
-STEPS, TIMEOUT_S = 2, 300.0
-DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
+STEPS, TIMEOUT_S = 2, 240.0  # a run that takes longer hangs
 
 
 def _replicate() -> dict[str, Any]:
@@ -85,22 +90,6 @@ def run_of(name: str, annotation: str, steps: int = STEPS) -> Run:
     return Run(partial(made, name), annotations, world, steps=steps, dtype=dtype, options=options)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table."""
-
-    name: str
-    operators: int
-    without_rule: tuple[str, ...]
-    """Names of the operators that no rule fits."""
-    results: tuple[str, ...]
-    """Per annotation: exact, refused and why, or what is wrong."""
-
-    def __str__(self) -> str:
-        without = ", ".join(f"`{target}`" for target in self.without_rule) or "-"
-        return f"| {self.name} | {self.operators} | {without} | {' | '.join(self.results)} |"
-
-
 def tried(pool: Pool, name: str) -> Row:
     """Train one model under every annotation."""
     operators, without_rule = pool.run(1, counted, name)[0]
@@ -111,7 +100,7 @@ def counted(name: str) -> tuple[int, tuple[str, ...]]:
     """The operators of the captured model that compute, and the names of those without a rule; none if refused."""
     try:
         program = analysis(name)
-    except WhaleError:
+    except Exception:  # the runs tell it
         return 0, ()
     calls = [op for op in program.operators if op.kind == "call"]
     return len(calls), tuple(sorted({op.target for op in calls if op.operands and not op.has_rule}))
@@ -127,78 +116,58 @@ def analysis(name: str) -> Program:
 def _result(pool: Pool, name: str, annotation: str) -> str:
     try:
         wrong = differences(pool, run_of(name, annotation), timeout_s=TIMEOUT_S)
+    except VerificationError as error:
+        return "**failed**: VerificationError: " + cell(str(error))
     except WhaleError as error:
-        return "refused: " + _cell(str(error))
+        return "refused: " + cell(str(error))
     except Exception as error:
-        return f"**fails**: {type(error).__name__}: " + _cell(str(error))
-    return "**wrong**: " + _cell(wrong[0]) if wrong else "exact"
+        return f"**failed**: {type(error).__name__}: " + cell(str(error))
+    return "**wrong**: " + cell(wrong[0]) if wrong else "exact"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())[:300]
-
-
-HEAD = """# Models that were tried
-
-Made by `python -m benchmarks.models` on {date}, with torch {torch} and transformers {transformers}, on gloo
-processes of one machine. Small models with random weights, a batch of 8 rows, {steps} steps of AdamW, `shares=[3, 1]`
-on every level, `sync_batchnorm=True`.
-
-*exact*: loss, gradients, parameters and buffers are those of one process in float64, within 1e-9 of the largest
-({float32}: in float32, within 1e-5, for want of float64 operators). *refused*: `compile` raises this error.
-*Without rule*: operators that run replicated, and that `explain()` reports.
-
-{summary}
-
-| model | operators | without rule | {columns} |
-|---|---|---|{lines}
-"""
-
-
-def document(rows: Sequence[Row]) -> str:
+def head() -> Head:
     import transformers
 
-    return HEAD.format(
-        date=datetime.date.today().isoformat(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        steps=STEPS,
-        float32=", ".join(sorted(FLOAT32_ONLY)),
-        summary=summary(rows),
-        columns=" | ".join(ANNOTATIONS),
-        lines="---|" * len(ANNOTATIONS),
-    ) + "".join(f"{row}\n" for row in rows)
-
-
-def summary(rows: Sequence[Row]) -> str:
-    results = [result for row in rows for result in row.results]
-    exact = sum(result == "exact" for result in results)
-    refused = sum(result.startswith("refused") for result in results)
-    return (
-        f"{len(rows)} models, {len(results)} runs: {exact} exact, {refused} refused, "
-        f"{len(results) - exact - refused} neither."
-    )
+    return Head(torch.__version__, transformers.__version__, STEPS, tuple(ANNOTATIONS), tuple(FLOAT32_ONLY))
 
 
 def rows_of(names: Sequence[str]) -> Iterator[Row]:
+    """One row after the other; a line of progress for each, and what is not exact below it."""
     pool = Pool()
     try:
-        for name in names:
+        for count, name in enumerate(names, start=1):
+            start = time.monotonic()
             row = tried(pool, name)
-            print(row, flush=True)
+            seconds = time.monotonic() - start
+            print(f"[{count}/{len(names)}] {name}: {', '.join(row.kinds)} ({seconds:.0f} s)", flush=True)
+            for result in dict.fromkeys(result for result in row.results if result != "exact"):
+                print(f"    {result}", flush=True)
             yield row
     finally:
         pool.close()
 
 
+def kept(options: argparse.Namespace) -> dict[str, Row]:
+    """The rows of the document that need not be made again."""
+    if not DOCUMENT.exists() or not (options.missing or options.names):
+        return {}
+    rows = {row.name: row for row in read_rows(DOCUMENT.read_text(), head())}
+    return {name: rows[name] for name in MODELS if name in rows and name not in options.names}
+
+
 def main() -> None:
-    names = sys.argv[1:]
-    unknown = sorted(set(names) - set(MODELS))
-    if unknown:
-        sys.exit(f"no model {', '.join(unknown)}: the catalogue has {', '.join(MODELS)}")
-    rows = list(rows_of(names or list(MODELS)))
-    if not names:
-        DOCUMENT.write_text(document(rows))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="make these rows anew, and keep the others")
+    parser.add_argument("--missing", action="store_true", help="keep the rows made with the same versions")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.names) - set(MODELS)):
+        parser.error(f"no model {', '.join(unknown)}: there are {', '.join(MODELS)}")
+    rows = kept(options)
+    for row in rows_of(options.names or [name for name in MODELS if name not in rows]):
+        rows[row.name] = row
+        date = datetime.date.today().isoformat()
+        DOCUMENT.write_text(document(head(), date, [rows[name] for name in MODELS if name in rows]))
+    print(summary(rows.values()))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from benchmarks.models import ANNOTATIONS, MODELS, Row, run_of, summary
+from benchmarks.model_table import Head, Row, cell, document, read_rows, summary
+from benchmarks.models import ANNOTATIONS, MODELS, NAMED, run_of
 from tests.exactness import compare
 from tests.pool import Pool
 from whalepy.errors import WhaleError
@@ -72,7 +74,30 @@ def test_the_cover_meets_every_annotation_several_times() -> None:
     assert min(counts) >= 3, counts
 
 
+ROWS = [
+    Row(
+        "a", 3, ("aten.sort", "aten.cumsum"), ("exact", "refused: " + cell("fixes a | b\n  fix: c"), "**wrong**: loss")
+    ),
+    Row("b", 0, (), ("exact", "exact", "exact")),
+    Row("c", 1, (), ("exact", "exact", "**failed**: KeyError: 3")),
+]
+HEAD = Head("2.0", "5.0", 2, tuple(ANNOTATIONS), ("a",))
+
+
 def test_a_row_tells_what_was_refused() -> None:
-    row = Row("a", 3, ("aten.sort",), ("exact", "refused: the model fixes the batch", "**wrong**: loss"))
-    assert str(row) == "| a | 3 | `aten.sort` | exact | refused: the model fixes the batch | **wrong**: loss |"
-    assert summary([row]) == "1 models, 3 runs: 1 exact, 1 refused, 1 neither."
+    assert str(ROWS[0]) == ("| a | 3 | `sort`, `cumsum` | exact | refused: fixes a \\| b fix: c | **wrong**: loss |")
+    assert summary(ROWS) == (
+        "3 models, 1 of them exact under every annotation. 9 runs: 6 exact, 1 refused, 1 wrong, 1 failed."
+    )
+
+
+def test_a_document_is_read_as_it_was_written() -> None:
+    assert read_rows(document(HEAD, "2026-01-31", ROWS), HEAD) == ROWS
+
+
+def test_rows_of_other_versions_are_made_anew() -> None:
+    assert read_rows(document(replace(HEAD, torch="2.1"), "2026-01-31", ROWS), HEAD) == []
+
+
+def test_the_named_models_come_first() -> None:
+    assert tuple(MODELS)[: len(NAMED)] == NAMED
