@@ -96,7 +96,7 @@ ROWS: list[Row] = [
         lambda: call(
             a.scaled_dot_product_attention.default, t(2, 6, 5, 3), t(2, 3, 6, 3), t(2, 3, 6, 3), enable_gqa=True
         ),
-        "a b q",
+        "a b b r q",
     ),
     (
         lambda: call(
@@ -109,7 +109,7 @@ ROWS: list[Row] = [
             True,
             enable_gqa=True,
         ),
-        "a b",
+        "a b b r",
     ),
     (
         lambda: call(
@@ -120,7 +120,7 @@ ROWS: list[Row] = [
             t(2, 6, 5, 6),
             enable_gqa=True,
         ),
-        "a b q",
+        "a b b r q",
     ),
     (
         lambda: call(
@@ -131,7 +131,7 @@ ROWS: list[Row] = [
             t(2, 1, 5, 6),
             enable_gqa=True,
         ),
-        "a b q",
+        "a b b r q",
     ),
     (
         lambda: call(
