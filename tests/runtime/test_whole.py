@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,21 +112,29 @@ class Listed(Linears):
         return (self.second(self.first(x)) * torch.tensor(signs, dtype=x.dtype).unsqueeze(1)).sum(1).square().mean()
 
 
-class Doubled(torch.autograd.Function):
+@dataclass
+class Factor:
+    """An argument that is neither a tensor nor a number."""
+
+    by: float
+
+
+class Scaled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
+    def forward(ctx: Any, x: Tensor, factor: Factor) -> Tensor:
+        ctx.factor = factor
+        return x * factor.by
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * 2
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor.by, None
 
 
 class Custom(Linears):
-    """An autograd function of one's own, whose backward export would drop."""
+    """An autograd function that takes an object, whose backward export would drop."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(Doubled.apply(self.first(x))).square().mean()
+        return self.second(Scaled.apply(self.first(x), Factor(2.0))).square().mean()
 
 
 class Checked(Linears):
