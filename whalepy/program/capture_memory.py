@@ -92,7 +92,7 @@ def _nodes(values: Iterable[Any]) -> Iterator[fx.Node]:
 
 def _may_share(node: fx.Node) -> bool:
     """Whether a result may lie in the memory of an argument."""
-    if node.op != "call_function":
+    if node.op != "call_function" or not _holds_tensors(node):
         return False
     return not isinstance(node.target, Op) or does_nothing(node) or may_view(node.target)
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_places import PLACE_KEY, Frame, place_of_frames
+from whalepy.program.capture_scalars import Scalars
 
 _CHECKPOINT = os.path.join(os.path.dirname(torch.__file__), "utils", "checkpoint.py")
 _HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
@@ -49,6 +50,7 @@ class Recorder(TorchFunctionMode):
         self._outermost = outermost  # frames from here outwards are the caller's, not the model's
         self._shape_env = shape_env  # None if the model has no tensor input
         self.guards: dict[int, str] = {}  # position in shape_env.guards -> the line whose operator brought it
+        self._scalars = Scalars()
         self.checkpoints: set[str] = set()  # lines that ran inside torch.utils.checkpoint
 
     def __torch_function__(
@@ -60,13 +62,13 @@ class Recorder(TorchFunctionMode):
         frames = list(self._frames())
         place = place_of_frames(frames)
         if place is None:
-            return func(*args, **(kwargs or {}))
+            return self._scalars(func, args, kwargs or {})
         if func in _HOOKS:
             raise _hook(place)
         if any(file == _CHECKPOINT for file, _ in frames):
             self.checkpoints.add(place)
         with self._guards_noted(place), fx_traceback.annotate({PLACE_KEY: place}):
-            return func(*args, **(kwargs or {}))
+            return self._scalars(func, args, kwargs or {})
 
     def _frames(self) -> Iterator[Frame]:
         """The frames inside the model, innermost first."""
