@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.golden import UPDATE, Golden
 from tests.pool import Pool
@@ -12,6 +13,10 @@ from tests.pool import Pool
 # What tests measure of this machine is theirs alone. Before any worker starts, so that they inherit it.
 CACHE = tempfile.TemporaryDirectory(prefix="whalepy-tests-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+
+# A busy machine is no reason to fail.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -128,10 +129,23 @@ def test_assumptions(line: str, sentences: tuple[str, ...]) -> None:
 def test_what_is_taken_for_devices_that_nobody_measured() -> None:
     taken = [s for s in ClusterSpec.load("1xT4 + 1x3090").assumptions if "not measured" in s]
     assert taken == [
-        "NVIDIA devices, not measured: large matrix products reach 80% of the peak (80 % is what A100 to B200 reach in "
-        "bfloat16), large elementwise operators 85% of the memory bandwidth, 8 us of the host per operator, 80% of the "
-        "host link, 1.0 GiB held by libraries"
+        "NVIDIA devices, not measured: large products reach 72% of the peak of matrix units (the best shapes reach 80 "
+        "% on A100 to B200), 85% without, large elementwise operators 85% of the memory bandwidth, 8 us of the host "
+        "per operator, 80% of the host link, 1.0 GiB held by libraries"
     ]
+
+
+SEEN = {"base": "T4", "fp32": 6e12, "marks": [["fp32", "measured"]]}
+FIGURES = [
+    ("2xT4", "data sheet"),
+    ({"nodes": [{"devices": "2xSeen"}], "profiles": {"Seen": SEEN}}, "measured"),
+    ({"nodes": [{"devices": ["1xT4", "1xSeen"]}], "profiles": {"Seen": SEEN}}, "mixed"),
+]
+
+
+@pytest.mark.parametrize(("source", "figures"), FIGURES)
+def test_where_the_speeds_come_from(source: Any, figures: str) -> None:
+    assert ClusterSpec.load(source).figures == figures
 
 
 def test_nothing_is_taken_for_what_is_given() -> None:

@@ -40,7 +40,12 @@ def test_no_kernel_is_faster_for_more_work(row: DeviceProfile) -> None:
         assert all(more >= less * (1 - 1e-9) for less, more in pairwise(times))
 
 
-LARGE = [("A100-SXM4-80GB", "bfloat16", 0.8), ("MI300X", "bfloat16", 0.6), ("cpu", "float32", 1.0)]
+LARGE = [
+    ("A100-SXM4-80GB", "bfloat16", 0.72),
+    ("A100-SXM4-80GB", "float32", 0.85),  # no matrix units in float32
+    ("MI300X", "bfloat16", 0.54),
+    ("cpu", "float32", 1.0),
+]
 
 
 @pytest.mark.parametrize(("name", "dtype", "fraction"), LARGE)

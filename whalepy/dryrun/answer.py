@@ -339,16 +339,15 @@ def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried
 
 ASSUMPTIONS = (
     "gradient collectives run after the backward pass",
-    "large products reach 65 % of the peak rate of matrix units (80 % of vector units), vectors 80 % of the memory "
-    "bandwidth, long messages 80 % of a link",
-    "a CUDA process keeps 1 GiB beside its tensors, a CPU process 0.3 GiB",
+    "long messages reach 80 % of the bandwidth of a link",
 )
 
 
 def _mfu(best: Tried) -> float:
     flops = sum(best.candidate.work(rank, _rows_of(best, rank)).flops for rank in best.ranks)
     dtype = _dtype(best)
-    peak = sum(best.candidate.cost(rank).device.rate(dtype) for rank in best.ranks)
+    devices = [best.candidate.cost(rank).device for rank in best.ranks]
+    peak = sum(device.profile.sheet_rate(dtype) * device.speed for device in devices)
     return flops / (peak * best.step_s)
 
 
@@ -481,7 +480,7 @@ def subject_of(
         nodes=len(cluster.nodes),
         devices=tuple((count, kind, memory) for (kind, memory), count in groups.items()),
         link=str(cluster.inter or cluster.nodes[0].link),
-        figures="data sheet",
+        figures=cluster.figures,
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from whalepy.errors import ClusterError
 from whalepy.hardware import assumptions
 from whalepy.hardware.devices import GIB, DeviceProfile
 from whalepy.hardware.entries import LinkEntry, NodeEntry, SpecFile
 from whalepy.hardware.links import Link, default_network_latency, link_inside
+from whalepy.hardware.measured import MEASURED
 from whalepy.hardware.own_profiles import is_known, memory_of, own_profiles, profile_dict, type_of
 from whalepy.hardware.specfile import located, read_spec
 
@@ -84,6 +85,12 @@ class ClusterSpec:
     def links(self) -> Links:
         """The link inside each node, and between nodes."""
         return Links(tuple(node.link for node in self.nodes), self.inter)
+
+    @property
+    def figures(self) -> Literal["data sheet", "measured", "mixed"]:
+        """Where the speeds of the devices come from."""
+        measured = {("fp32", MEASURED) in device.profile.marks for device in self.devices}
+        return "mixed" if len(measured) > 1 else "measured" if True in measured else "data sheet"
 
     def link(self, first: int, second: int) -> Link:
         """The link between two devices, by index."""

@@ -43,6 +43,9 @@ _DTYPE_ALIASES = {
 # Assumed, and true of data-centre parts; GeForce and RTX parts are far slower in float64.
 _FLOAT64_PER_FLOAT32 = 0.5
 
+# A rate this much above that of float32 is taken to be that of matrix units.
+_UNITS_GAIN = 1.5
+
 # Whose measured curve stands for a dtype that was not measured.
 _CURVE_OF = {"float16": "bfloat16", "bfloat16": "float16", "float64": "float32", "tf32": "float32"}
 
@@ -102,8 +105,7 @@ class DeviceProfile:
         name = known_dtype(dtype)
         curves = dict(self.product_efficiency)
         measured = curves.get(name) or curves.get(_CURVE_OF.get(name, ""))
-        taken = self._taken
-        return fraction_at(measured or default_curve(self.rate(dtype), taken.product_fraction, taken.fill_s), flops)
+        return fraction_at(measured or self._taken_for_products(dtype), flops)
 
     def memory_fraction(self, nbytes: float) -> float:
         """The fraction of `memory_bandwidth` that a kernel which reads and writes `nbytes` in all reaches."""
@@ -136,6 +138,11 @@ class DeviceProfile:
     def runtime_memory(self) -> int:
         """Bytes of `memory_bytes` that context, libraries and communicators hold."""
         return self._taken.runtime_bytes if self.runtime_bytes is None else self.runtime_bytes
+
+    def _taken_for_products(self, dtype: str) -> Curve:
+        rate, taken = self.rate(dtype), self._taken
+        has_units = rate > _UNITS_GAIN * self.fp32
+        return default_curve(rate, taken.product_fraction if has_units else taken.vector_fraction, taken.fill_s)
 
     @property
     def _taken(self) -> Practice:

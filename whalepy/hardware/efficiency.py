@@ -21,7 +21,8 @@ _SIZES = (1e3, 1e14)
 class Practice:
     """What is taken for the devices of one vendor."""
 
-    product_fraction: float  # of the peak, in large matrix products
+    product_fraction: float  # of the peak of matrix units, in large products of the shapes that models have
+    vector_fraction: float  # of the peak of a device or a dtype without them
     memory_fraction: float  # of the memory bandwidth, in large elementwise operators
     fill_s: float  # seconds that a kernel loses until the device is full, and when it runs out
     launch_s: float  # seconds of the host per operator
@@ -31,16 +32,17 @@ class Practice:
 
 
 # Source of the product fractions: stas00/ml-engineering, compute/accelerator/README.md, "Maximum Achievable Matmul
-# FLOPS": bfloat16 of A100 SXM 86.9 %, GH200 83.6 %, A100 PCIe 81.1 %, H100 SXM 80.1 %, B200 77.6 %; MI250X 76.7 %,
-# MI300X 60.1 %. All others are assumed: memory as STREAM-like programs reach it; eager torch spends 5 to 25 us of the
+# FLOPS": the best bfloat16 products reach 86.9 % on A100 SXM, 83.6 % on GH200, 81.1 % on A100 PCIe, 80.1 % on H100 SXM,
+# 77.6 % on B200; 76.7 % on MI250X, 60.1 % on MI300X. Nine tenths of that are taken for shapes that are not the best.
+# All others are assumed: float32 and memory as well-tuned libraries reach them; eager torch spends 5 to 25 us of the
 # host per operator; a CUDA context, library workspaces and the buffers of one NCCL communicator come to about 1 GiB.
 PRACTICE = {
-    "NVIDIA": Practice(0.80, 0.85, 5e-6, 8e-6, 0.8, GIB, "80 % is what A100 to B200 reach in bfloat16"),
-    "AMD": Practice(0.60, 0.80, 8e-6, 10e-6, 0.8, GIB, "60 % is what MI300X reaches in bfloat16"),
+    "NVIDIA": Practice(0.72, 0.85, 0.85, 5e-6, 8e-6, 0.8, GIB, "the best shapes reach 80 % on A100 to B200"),
+    "AMD": Practice(0.54, 0.75, 0.80, 8e-6, 10e-6, 0.8, GIB, "the best shapes reach 60 % on MI300X"),
     # The peaks of the CPU slot are round numbers that a rank does reach. Measured with torch 2.13 on one thread of an
     # x86-64: 1.7 us for a sum of two elements, 2.4 us for a product of 16 x 16; a process with torch and gloo holds
     # 380 MB.
-    "CPU": Practice(1.0, 1.0, 2e-6, 2e-6, 0.5, int(0.4 * GIB), "its peaks are round numbers already"),
+    "CPU": Practice(1.0, 1.0, 1.0, 2e-6, 2e-6, 0.5, int(0.4 * GIB), "its peaks are round numbers already"),
 }
 
 # Host links that are not PCIe, bytes/s per direction. Source: NVIDIA, NVLink-C2C, 900 GB/s both ways together.

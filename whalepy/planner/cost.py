@@ -6,21 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from whalepy.hardware.cluster import ClusterSpec, Device
+from whalepy.hardware.links import Link
 from whalepy.planner.work import Event, Rehearsal
 
-MEMORY_EFFICIENCY = 0.8
-"""Part of the memory bandwidth of the data sheet that operators reach on long vectors."""
 LINK_EFFICIENCY = 0.8
 """Part of the bandwidth of a link that collectives reach on long messages."""
-MATRIX_UNITS_EFFICIENCY, VECTOR_UNITS_EFFICIENCY = 0.65, 0.8
-"""Part of the peak rate that large products reach, with matrix units and without."""
-LAUNCH_S = {"CPU": 6e-6}
-DEFAULT_LAUNCH_S = 5e-6
-"""Seconds of the shortest operator: the host needs as long to issue it."""
-
-RUNTIME_BYTES = {"CPU": 300 * 2**20}
-DEFAULT_RUNTIME_BYTES = 1 * 2**30
-"""Assumed: a CUDA context with cuBLAS workspaces and NCCL buffers takes 0.6 to 1.3 GiB."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +20,22 @@ class DeviceCost:
     device: Device
 
     def seconds(self, event: Event) -> float:
-        """Seconds of one operator: its products or its bytes, whichever take longer, and no less than its launch."""
-        profile = self.device.profile
-        memory = event.bytes / (profile.memory_bandwidth * MEMORY_EFFICIENCY)
-        products = event.flops / (self.device.rate(event.dtype) * self._efficiency(event.dtype)) if event.flops else 0.0
-        launch = LAUNCH_S.get(profile.vendor, DEFAULT_LAUNCH_S)
-        return max(memory / self.device.speed, products) + launch
+        """Seconds of one operator: its products, its bytes or the host that issues it, whichever take longest.
+
+        The figures are those of the device's profile: measured, else what is taken for its vendor.
+        """
+        profile, speed = self.device.profile, self.device.speed
+        products = profile.product_seconds(event.flops, event.dtype) if event.flops else 0.0
+        return max(products / speed, profile.memory_seconds(event.bytes) / speed, profile.launch_seconds)
 
     @property
     def runtime_bytes(self) -> int:
         """What a process keeps on the device beside tensors: context, libraries, communication buffers."""
-        return RUNTIME_BYTES.get(self.device.profile.vendor, DEFAULT_RUNTIME_BYTES)
+        return self.device.profile.runtime_memory
 
     def busy_s(self, work: Rehearsal) -> float:
         """Seconds in which the device computes within a step."""
         return sum(self.seconds(event) for event in work.events if not event.collective)
-
-    def _efficiency(self, dtype: str) -> float:
-        rate = self.device.profile.rate(dtype)
-        return MATRIX_UNITS_EFFICIENCY if rate > 1.5 * self.device.profile.fp32 else VECTOR_UNITS_EFFICIENCY
 
 
 @dataclass(frozen=True)
@@ -69,9 +56,14 @@ class Network:
         nodes = {self.cluster.devices[self.device_of[rank]].node for rank in ranks}
         steps = (2 if event.collective == "all-reduce" else 1) * (len(ranks) - 1)
         inside = [self.cluster.nodes[node].link for node in nodes]
-        bandwidth = min(link.bandwidth_bytes_per_s for link in inside)
+        bandwidth = min(map(_reached, inside))
         latency = max(link.latency_s for link in inside)
         if len(nodes) > 1 and self.cluster.inter is not None:
-            bandwidth = min(bandwidth, self.cluster.inter.bandwidth_bytes_per_s / beside)
+            bandwidth = min(bandwidth, _reached(self.cluster.inter) / beside)
             latency = max(latency, self.cluster.inter.latency_s)
-        return steps * latency + event.bytes / (bandwidth * LINK_EFFICIENCY)
+        return steps * latency + event.bytes / bandwidth
+
+
+def _reached(link: Link) -> float:
+    """Bytes/s on long messages; what was measured was measured with collectives."""
+    return link.bandwidth_bytes_per_s * (1.0 if link.origin == "measured" else LINK_EFFICIENCY)
