@@ -58,7 +58,7 @@ def _speech() -> dict[str, Any]:
     return {"input_features": torch.randn(ROWS, 32, 8, generator=_seed()), "labels": ids()}
 
 
-def _series() -> dict[str, Any]:
+def series() -> dict[str, Any]:
     past, future, lags = 10, 4, 3
     values = torch.randn(ROWS, past + lags + future, generator=_seed())
     time = torch.randn(ROWS, past + lags + future, 2, generator=_seed())
@@ -200,7 +200,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
     "time_series": hf(
         "TimeSeriesTransformerForPrediction",
         "TimeSeriesTransformerConfig",
-        _series,
+        series,
         prediction_length=4,
         context_length=10,
         lags_sequence=[1, 2, 3],
