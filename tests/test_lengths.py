@@ -44,6 +44,11 @@ def made(name: str, steps: int, seed: int) -> tuple[nn.Module, list[Any]]:
     return MODELS[name]()[0].train(), [batch(draw, sequences, rows, length) for rows, length in sizes]
 
 
+def descent(model: nn.Module) -> torch.optim.Optimizer:
+    """Over hundreds of steps AdamW doubles rounding every few steps: one process drifts from itself as far."""
+    return torch.optim.SGD(model.parameters(), lr=1e-3)
+
+
 def uneven() -> dict[str, Any]:
     return {"": whalepy.replicate(2, shares=[3, 1])}
 
@@ -66,7 +71,7 @@ def captured_once() -> Generator[None]:
 
 
 def check(workers: Pool, name: str, steps: int, seed: int = 0) -> None:
-    run = Run(partial(made, name, steps, seed), uneven, 2, steps=steps, inject=captured_once)
+    run = Run(partial(made, name, steps, seed), uneven, 2, steps=steps, optimizer=descent, inject=captured_once)
     assert not differences(workers, run, timeout_s=500)
 
 
