@@ -121,6 +121,11 @@ ERRORS: list[tuple[Any, str]] = [
         "  fix: describe one cluster per vendor",
     ),
     (
+        {"nodes": [{"devices": ["1xT4", "1xcpu"]}]},
+        "CPU and NVIDIA devices cannot work in one cluster: a process group serves cards or CPUs, not both\n"
+        "  fix: describe one cluster per vendor",
+    ),
+    (
         7,
         f"7 does not describe a cluster\n  fix: {SOURCE}",
     ),

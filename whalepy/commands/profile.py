@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,10 +43,17 @@ def profile(
     device = this_device()
     host = start_process_group(device)
     shows = host.position == 0 and not quick
-    measured = measure_device(device, quick=quick, watch=_with_progress if shows else iter)
-    reports: list[RankReport] = gather_objects(host, report_this_rank(device, measured))
-    links = measure_links(host, [report.host for report in reports], device, quick=quick)
+    own: list[RankReport] = []
     failed: Exception | None = None
+    try:
+        measured = measure_device(device, quick=quick, watch=_with_progress if shows else iter)
+        own.append(report_this_rank(device, measured))
+    except Exception as error:  # known to all before any waits for this rank
+        failed = error
+    raise_together(host, failed)
+    reports: list[RankReport] = gather_objects(host, own[0])
+    with _status("measuring links", shows and host.size > 1):
+        links = measure_links(host, [report.host for report in reports], device, quick=quick)
     if host.position == 0:
         spec = measured_spec(reports, links.inside, links.between)
         _print_summary(spec)
@@ -66,6 +74,13 @@ def _with_progress(steps: list[Step]) -> Iterable[Step]:
 
     console = Console(stderr=True)
     return track(steps, "measuring", console=console, transient=True, disable=not console.is_terminal)
+
+
+def _status(text: str, shows: bool) -> AbstractContextManager[object]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.status(text) if shows and console.is_terminal else nullcontext()
 
 
 def _seen(reports: Sequence[RankReport], links: MeasuredLinks) -> dict[str, Any]:

@@ -177,10 +177,16 @@ def _inter(entry: LinkEntry | None, profiles: Sequence[DeviceProfile]) -> Link:
     return _link(entry, default_network_latency(profiles))
 
 
+_WHY_NOT = {
+    False: "no collective library joins them",
+    True: "a process group serves cards or CPUs, not both",
+}
+
+
 def _check_vendors(profiles: Sequence[DeviceProfile]) -> None:
     vendors = sorted({figures.vendor for figures in profiles})
     if len(vendors) > 1:
-        what = f"{' and '.join(vendors)} devices cannot work in one cluster: no collective library joins them"
+        what = f"{' and '.join(vendors)} devices cannot work in one cluster: {_WHY_NOT['CPU' in vendors]}"
         raise ClusterError(what, fix="describe one cluster per vendor")
 
 
