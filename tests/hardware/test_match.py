@@ -143,3 +143,12 @@ def test_an_unknown_type_without_speed() -> None:
     with pytest.raises(ClusterError) as error:
         spec_from_reports(ranks(("a", "NVIDIA Future 1", 0)))
     assert error.value.what == "unknown device 'NVIDIA Future 1', and no rank measured its speed"
+
+
+MIXED = [("T4", "MI210", "AMD and NVIDIA"), ("T4", "cpu", "CPU and NVIDIA"), ("AMD Radeon X", "T4", "AMD and NVIDIA")]
+
+
+@pytest.mark.parametrize(("first", "second", "vendors"), MIXED)
+def test_ranks_that_nothing_joins_are_no_cluster(first: str, second: str, vendors: str) -> None:
+    with pytest.raises(ClusterError, match=f"^{vendors} devices cannot work in one cluster"):
+        spec_from_reports(ranks(("a", first, 0, 1e12), ("b", second, 0, 1e12)))
