@@ -30,9 +30,13 @@ def place_of_stack(stack_trace: str | None) -> str | None:
 
 
 def place_of_error(error: BaseException) -> str | None:
-    """`file.py:line` of the innermost frame of the user below which `error` was raised."""
+    """`file.py:line` of the innermost frame of the user below which `error` was raised, and `, in file.py:line` of the
+    library's where that is further in: it is the library's line that cannot be captured."""
     frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-    return place_of_frames(reversed(frames))
+    frames = [frame for frame in reversed(frames) if _is_user_code(frame[0])]
+    place = place_of_frames(frames)
+    innermost = place_of_frames(frames[:1])
+    return place if innermost in (place, None) else f"{place}, in {innermost}"
 
 
 def place_of_frame(frame: object) -> str | None:
