@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,8 @@ def plan(
         target, cluster, batch_size, seq_len, replicate, split, microbatches, weights, precision, optimizer, top
     )
     forecast, chosen = run(request, _Progress())
+    if save is not None:
+        forecast = replace(forecast, plan_file=str(save))
     _write(forecast, chosen, save=save, json_file=json_file, html=html, trace=trace)
     if program is not None:
         print(chosen.program(program))

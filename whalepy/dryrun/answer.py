@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 from torch import nn
 
-from whalepy.dryrun.study import Candidate, Study
+from whalepy.dryrun.beyond import adds, largest_batch, modules_of, ways_out
+from whalepy.dryrun.shares import best_rows, enough_microbatches, equal_rows, forced_rows
+from whalepy.dryrun.strategies import annotation_text, is_free, levels_of, parts_of, strategies
+from whalepy.dryrun.study import Study
+from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError, PlanError
-from whalepy.hardware.cluster import ClusterSpec, Node
-from whalepy.planner.balance import balance
+from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import (
     Alternative,
     Breakdown,
@@ -22,84 +23,11 @@ from whalepy.planner.forecast import (
     LinkForecast,
     StageForecast,
     Subject,
-    Verdict,
 )
 from whalepy.planner.plan import Plan
-from whalepy.planner.timeline import Played
-from whalepy.primitives import Primitive, replicate, scopes_on, split
+from whalepy.primitives import Primitive
 
 Progress = Callable[[str], None]
-TIGHT = 0.9
-"""Above this part of a device's memory a plan is called tight: the memory model may be off by as much."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user forces; None leaves it to the planner."""
-
-    replicate: int | None = None
-    split: int | None = None
-    microbatches: int | None = None
-    shares: tuple[float, ...] | Literal["equal"] | None = None
-    optimizer: str = "adamw"
-    precision: str | None = None
-    top: int = 5
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One plan with its rows, played."""
-
-    candidate: Candidate
-    rows: tuple[int, ...]
-    """Per replica."""
-    strategy: str
-    flags: str
-    played: Played
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of one step."""
-        return self.played.step_s
-
-    def peak(self, rank: int) -> int:
-        """Bytes in use on a rank's device at most."""
-        return self.candidate.peak(rank, self.rows[self.candidate.replica_of(rank)])
-
-    def capacity(self, rank: int) -> int:
-        """Bytes of memory of a rank's device."""
-        return self.candidate.cluster.devices[self.candidate.device_of[rank]].memory_bytes
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """All ranks, in order."""
-        return tuple(sorted(self.candidate.plan.rank_of))
-
-    @property
-    def tightest(self) -> int:
-        """The rank with the largest part of its memory in use."""
-        return max(self.ranks, key=lambda rank: self.peak(rank) / self.capacity(rank))
-
-    @property
-    def missing(self) -> dict[int, int]:
-        """Per rank that runs out of memory: by how much."""
-        over = {rank: self.peak(rank) - self.capacity(rank) for rank in self.ranks}
-        return {rank: by for rank, by in over.items() if by > 0}
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether it can be trained on these devices."""
-        filled = self.peak(self.tightest) / self.capacity(self.tightest)
-        return "no" if filled > 1 else "tight" if filled > TIGHT else "fits"
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Sorts plans from best to worst: those that fit, then the fastest; ties by fewer splits, then by name."""
-        return self.verdict == "no", self.step_s if self.verdict != "no" else self._over, self.strategy
-
-    @property
-    def _over(self) -> float:
-        return self.peak(self.tightest) / self.capacity(self.tightest)
 
 
 def answer(
@@ -116,79 +44,15 @@ def answer(
                 raise
     if not tried:
         raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
-    for part, name in _parts(cluster) if _is_free(model, options) else ():
+    for part, name in parts_of(cluster) if is_free(model, options) else ():
         progress(f"{name} alone")
-        levels = _levels(len(part.devices), 1)
+        levels = levels_of(len(part.devices), 1)
         tried.extend(_tried(study, part, levels, f"{name} alone", "", replace(options, shares=None)))
     own = [t for t in tried if t.candidate.cluster is cluster]
     best = min(own, key=lambda t: t.order)
     baseline = _equal(study, best, own)
     ranked = [best, *sorted((t for t in tried if t is not best), key=lambda t: t.order)]
-    return _forecast(study, best, baseline, ranked[: options.top], subject), _saved(best)
-
-
-def strategies(
-    model: nn.Module, cluster: ClusterSpec, options: Options
-) -> list[tuple[tuple[Primitive, ...] | None, str, str]]:
-    """Levels to try with their names and the flags that force them; the model's own annotations, where it has any."""
-    if scopes_on(model):
-        if options.replicate or options.split:
-            raise PlanError(
-                "the model is annotated, so degrees cannot be forced",
-                fix="leave out --replicate and --split, or return a model without annotations",
-            )
-        return [(None, "as annotated", "")]
-    devices = len(cluster.devices)
-    pairs = [(devices // s, s) for s in range(1, devices + 1) if devices % s == 0]
-    wanted = [(r, s) for r, s in pairs if options.replicate in (None, r) and options.split in (None, s)]
-    if not wanted:
-        asked = " x ".join(str(d) for d in (options.replicate, options.split) if d)
-        raise PlanError(
-            f"degrees {asked} cannot be met on {devices} devices",
-            fix=f"their product must be the number of devices: {', '.join(f'{r} x {s}' for r, s in pairs)}",
-        )
-    return [(_levels(r, s), _name(r, s), _flags(r, s)) for r, s in wanted]
-
-
-def _levels(r: int, s: int) -> tuple[Primitive, ...]:
-    return tuple(level for level in (replicate(r), split(s)) if level.degree != 1)
-
-
-def _name(r: int, s: int) -> str:
-    return f"replicate {r}" if s == 1 else f"split {s}" if r == 1 else f"replicate {r} > split {s}"
-
-
-def _flags(r: int, s: int) -> str:
-    return f"--replicate {r} --split {s}"
-
-
-def _is_free(model: nn.Module, options: Options) -> bool:
-    return not (scopes_on(model) or options.replicate or options.split or options.shares)
-
-
-def _parts(cluster: ClusterSpec) -> list[tuple[ClusterSpec, str]]:
-    """Every type of device alone, where there are several."""
-    types = list(dict.fromkeys(device.type for device in cluster.devices))
-    if len(types) < 2:
-        return []
-    found: list[tuple[ClusterSpec, str]] = []
-    for kind in types:
-        count = sum(device.type == kind for device in cluster.devices)
-        found.append((_only(cluster, kind), f"{count} x {kind}"))
-    return found
-
-
-def _only(cluster: ClusterSpec, kind: str) -> ClusterSpec:
-    """The devices of one type, on the nodes where they are."""
-    nodes: list[Node] = []
-    start = 0
-    for node in cluster.nodes:
-        devices = [device for device in node.devices if device.type == kind]
-        if devices:
-            placed = tuple(replace(d, index=start + k, node=len(nodes)) for k, d in enumerate(devices))
-            nodes.append(replace(node, index=len(nodes), devices=placed))
-            start += len(placed)
-    return replace(cluster, nodes=tuple(nodes), inter=cluster.inter if len(nodes) > 1 else None)
+    return _forecast(study, best, baseline, ranked, subject), _saved(best)
 
 
 def _tried(
@@ -222,7 +86,7 @@ def _with_shares(
 ) -> list[Tried]:
     candidate = study.candidate(levels, cluster, cluster.speeds(), microbatches)
     if options.shares is not None:
-        chosen = [_forced(candidate, study.rows, options.shares)]
+        chosen = [forced_rows(candidate, study.rows, options.shares)]
     else:
         chosen = list(dict.fromkeys((best_rows(candidate, study.rows), equal_rows(study.rows, candidate.replicas))))
     found: list[Tried] = []
@@ -237,51 +101,6 @@ def _with_shares(
     return found
 
 
-def enough_microbatches(tried: Tried) -> int:
-    """The least power of two at which every device may hold its activations; a very large one where none is enough."""
-    needed = 1.0
-    for rank in tried.ranks:
-        work = tried.candidate.work(rank, _rows_of(tried, rank))
-        fixed = tried.peak(rank) - work.peak + work.parameters + work.optimizer + work.gradients + work.buffers
-        room = TIGHT * tried.capacity(rank) - fixed
-        needed = max(needed, (tried.peak(rank) - fixed) / room if room > 0 else 2.0**40)
-    return 1 << max(math.ceil(math.log2(needed)), 0)
-
-
-def equal_rows(total: int, replicas: int) -> tuple[int, ...]:
-    """As equal as whole rows come, larger ones first."""
-    each, more = divmod(total, replicas)
-    return tuple(each + (i < more) for i in range(replicas))
-
-
-def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
-    """Rows per replica with the earliest end under the memory of every device; where none fit, as memory allows."""
-    replicas = candidate.replicas
-    if replicas == 1:
-        return (total,)
-    even = max(total // replicas, 1)
-    at = sorted({max(even // 2, 1), even, min(even * 2, total)})
-    curves = [candidate.curves(replica, at) for replica in range(replicas)]
-    for limit in (1.0, float("inf")):
-        most = [filled.most_rows(limit, total) for _, filled in curves]
-        rows = balance(total, [seconds for seconds, _ in curves], most)
-        if rows is not None:
-            return rows
-    return equal_rows(total, replicas)
-
-
-def _forced(candidate: Candidate, total: int, shares: tuple[float, ...] | Literal["equal"]) -> tuple[int, ...]:
-    from whalepy.planner.shares import round_shares
-
-    if shares == "equal":
-        return equal_rows(total, candidate.replicas)
-    if len(shares) != candidate.replicas:
-        raise PlanError(
-            f"{len(shares)} shares for {candidate.replicas} replicas", fix="give one weight per replica, such as 3:1"
-        )
-    return round_shares(total, shares)
-
-
 def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
     """The same cluster with equal shares and no split, as DistributedDataParallel would use it."""
     rows = equal_rows(study.rows, len(best.candidate.cluster.devices))
@@ -289,7 +108,7 @@ def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
         if other.rows == rows:
             return other
     cluster = best.candidate.cluster
-    levels = None if best.candidate.levels is None else _levels(len(cluster.devices), 1)
+    levels = None if best.candidate.levels is None else levels_of(len(cluster.devices), 1)
     candidate = study.candidate(levels, cluster, cluster.speeds(), 1)
     rows = equal_rows(study.rows, candidate.replicas)
     return Tried(candidate, rows, "equal shares", "", candidate.played(rows))
@@ -305,15 +124,8 @@ def _saved(best: Tried) -> Plan:
     return replace(candidate.again([weight / max(weights) for weight in weights]), annotation=levels)
 
 
-def annotation_text(levels: Sequence[Primitive]) -> str:
-    """Python that forces these levels."""
-    named = [f"whalepy.{level.kind}({level.degree})" for level in levels]
-    inside = named[0] if len(named) == 1 else f"[{', '.join(named)}]"
-    return f'whalepy.annotate(model, {{"": {inside}}})' if named else ""
-
-
 def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried], subject: Subject) -> Forecast:
-    played = best.played
+    played, added = best.played, adds(best)
     bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
     return Forecast(
         subject=subject,
@@ -327,13 +139,17 @@ def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried
         schedule="none",
         bottleneck=bottleneck,
         tightest=best.tightest,
-        devices=tuple(_device(best, rank) for rank in best.ranks),
+        devices=tuple(_device(best, rank, added[rank]) for rank in best.ranks),
         links=_links(best),
         stages=(_stage(study, best, subject),),
         breakdown=_breakdown(best, bottleneck),
         alternatives=tuple(_alternative(other) for other in ranked),
         assumptions=(*best.candidate.cluster.assumptions, *ASSUMPTIONS),
         annotations=annotation_text(best.candidate.levels or ()),
+        modules=modules_of(best),
+        largest_batch=largest_batch(best),
+        ways_out=ways_out(ranked) if best.verdict == "no" else (),
+        equal_shares_missing_bytes=baseline.missing,
     )
 
 
@@ -344,15 +160,11 @@ ASSUMPTIONS = (
 
 
 def _mfu(best: Tried) -> float:
-    flops = sum(best.candidate.work(rank, _rows_of(best, rank)).flops for rank in best.ranks)
+    flops = sum(best.candidate.work(rank, best.rows_of(rank)).flops for rank in best.ranks)
     dtype = _dtype(best)
     devices = [best.candidate.cost(rank).device for rank in best.ranks]
     peak = sum(device.profile.sheet_rate(dtype) * device.speed for device in devices)
     return flops / (peak * best.step_s)
-
-
-def _rows_of(best: Tried, rank: int) -> int:
-    return best.rows[best.candidate.replica_of(rank)]
 
 
 def _dtype(best: Tried) -> str:
@@ -366,7 +178,7 @@ def _bound(baseline: Tried) -> float:
     return baseline.step_s * sum(1 / seconds for seconds in busy) / len(busy) if min(busy) > 0 else 1.0
 
 
-def _device(best: Tried, rank: int) -> DeviceForecast:
+def _device(best: Tried, rank: int, added: float | None) -> DeviceForecast:
     candidate, track = best.candidate, best.played.tracks[rank]
     device = candidate.cluster.devices[candidate.device_of[rank]]
     return DeviceForecast(
@@ -375,13 +187,14 @@ def _device(best: Tried, rank: int) -> DeviceForecast:
         node=device.node,
         stage=0,
         coordinates=candidate.plan.coordinates_of(rank),
-        batch_share=_rows_of(best, rank),
+        batch_share=best.rows_of(rank),
         peak_memory_bytes=best.peak(rank),
         memory_capacity_bytes=device.memory_bytes,
         busy_s=track.busy_s,
         held=_held(best, rank),
         memory=tuple((at, size + candidate.cost(rank).runtime_bytes) for at, size in _thinned(track.memory)),
         spans=tuple(track.spans),
+        adds=added,
     )
 
 
@@ -396,7 +209,7 @@ def _thinned(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
 
 def _held(best: Tried, rank: int) -> tuple[Held, ...]:
     """What holds memory at the peak: gradients count as far as they exist by then."""
-    work = best.candidate.work(rank, _rows_of(best, rank))
+    work = best.candidate.work(rank, best.rows_of(rank))
     peak = max(work.events, key=lambda event: event.peak)
     fixed = {"parameters": work.parameters, "optimizer state": work.optimizer, "buffers": work.buffers}
     fixed["inputs"] = work.inputs
@@ -417,7 +230,7 @@ def _links(best: Tried) -> tuple[LinkForecast, ...]:
     inside: dict[int, int] = dict.fromkeys(range(len(cluster.nodes)), 0)
     for rank in best.ranks:
         node = cluster.devices[candidate.device_of[rank]].node
-        inside[node] += sum(e.bytes for e in candidate.work(rank, _rows_of(best, rank)).events if e.collective)
+        inside[node] += sum(e.bytes for e in candidate.work(rank, best.rows_of(rank)).events if e.collective)
     return tuple(
         LinkForecast(
             f"node {node.index}",
@@ -433,7 +246,7 @@ def _stage(study: Study, best: Tried, subject: Subject) -> StageForecast:
     flops = sum(
         event.flops
         for rank in best.ranks
-        for event in best.candidate.work(rank, _rows_of(best, rank)).events
+        for event in best.candidate.work(rank, best.rows_of(rank)).events
         if event.phase == "forward"
     )
     return StageForecast(0, best.ranks, ("",), subject.parameters, float(flops))

@@ -77,6 +77,7 @@ def _from_config(content: Mapping[str, Any], name: str, rows: int | None, length
         import transformers
     except ImportError as error:
         raise PlanError("configurations need transformers", fix="pip install 'whalepy[hf]'") from error
+    transformers.logging.set_verbosity_error()
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     kind = str(content["model_type"])
     if kind not in known:

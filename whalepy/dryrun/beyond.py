@@ -1,0 +1,107 @@
+"""What a forecast tells beside its plan: what each device adds, how much more would fit, and the model as a tree."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from math import prod
+
+from whalepy.dryrun.shares import curves_of
+from whalepy.dryrun.tried import Tried
+from whalepy.planner.balance import balance
+from whalepy.planner.forecast import ModulePart
+from whalepy.program.costs import hint
+from whalepy.program.layout import Sharded
+
+_MOST_ROWS = 1_000_000
+
+
+def adds(best: Tried) -> dict[int, float | None]:
+    """Per rank, the part of the throughput that would be lost without its device; None where replicas are several."""
+    candidate, total = best.candidate, sum(best.rows)
+    if candidate.replicas != len(best.ranks) or len(best.ranks) == 1:
+        return dict.fromkeys(best.ranks)
+    curves = curves_of(candidate, total)
+    now = max(seconds(rows) for (seconds, _), rows in zip(curves, best.rows, strict=True))
+    found: dict[int, float | None] = {}
+    for rank in best.ranks:
+        others = [curve for replica, curve in enumerate(curves) if replica != candidate.replica_of(rank)]
+        most = [filled.most_rows(1.0, total) for _, filled in others]
+        rows = balance(total, [seconds for seconds, _ in others], most)
+        if rows is None:  # without it the batch does not fit
+            found[rank] = 1.0
+            continue
+        later = max(seconds(n) for (seconds, _), n in zip(others, rows, strict=True))
+        found[rank] = 1 - now / later
+    return found
+
+
+def largest_batch(best: Tried) -> int:
+    """The largest global batch that the memory of the devices holds with this strategy."""
+    curves = curves_of(best.candidate, sum(best.rows))
+    return sum(filled.most_rows(1.0, _MOST_ROWS) for _, filled in curves)
+
+
+def ways_out(tried: Sequence[Tried]) -> tuple[str, ...]:
+    """Flags that make the model fit where nothing does: plain descent, then a smaller batch."""
+    found = [f"{plan.flags} --optimizer sgd".strip() for plan in tried if _fits_without_state(plan)][:1]
+    batches = [(largest_batch(plan), plan) for plan in tried[:3]]
+    most, plan = max(batches, key=lambda pair: pair[0])
+    if most > 0:
+        found.append(" ".join(filter(None, (plan.flags.split(" --shares")[0], f"--batch-size {most}"))))
+    return tuple(found)
+
+
+def _fits_without_state(plan: Tried) -> bool:
+    work = plan.candidate.work
+    return all(plan.peak(r) - work(r, plan.rows_of(r)).optimizer <= plan.capacity(r) for r in plan.ranks)
+
+
+def modules_of(best: Tried) -> tuple[ModulePart, ...]:
+    """Every module with parameters or products, numbers in paths folded into `*`."""
+    program = best.candidate.main.program
+    parameters: dict[str, int] = defaultdict(int)
+    flops: dict[str, float] = defaultdict(float)
+    members: dict[str, set[str]] = defaultdict(set)
+    splits: dict[str, dict[tuple[str, int], tuple[str, int, tuple[float, ...]]]] = defaultdict(dict)
+    for i, op in enumerate(program.operators):
+        if op.kind == "parameter":
+            name = program.placeholder(i).name
+            size = prod(hint(program.axes.size(axis), program.hints) for dim in program.dims[i][0] for axis in dim)
+            for path in _with_parents(name.rpartition(".")[0]):
+                parameters[_folded(path)] += size
+                members[_folded(path)].add(path)
+            for dim, shares in _cuts(best, name):
+                whole = prod(hint(program.axes.size(axis), program.hints) for axis in program.dims[i][0][dim])
+                splits[_folded(name.rpartition(".")[0])][_folded(name), dim] = (_folded(name), whole, shares)
+        elif op.kind == "call":
+            stack = program.nodes[i].meta.get("nn_module_stack") or {}
+            inner = list(stack.values())[-1][0] if stack else ""
+            for path in _with_parents(inner.removeprefix("model.") if inner != "model" else ""):
+                flops[_folded(path)] += float(op.flops)
+                members[_folded(path)].add(path)
+    return tuple(
+        ModulePart(path, len(members[path]), parameters[path], flops[path], tuple(splits[path].values()))
+        for path in sorted(members)
+    )
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    """The path of a module and of all that it lies in; the model itself is the empty path."""
+    yield ""
+    parts = path.split(".") if path else []
+    for k in range(len(parts)):
+        yield ".".join(parts[: k + 1])
+
+
+def _folded(path: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+
+
+def _cuts(best: Tried, name: str) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Dims of a parameter that a level cuts, with the shares."""
+    decisions = best.candidate.main.decisions
+    for kind in decisions.stored[name]:
+        if isinstance(kind, Sharded):
+            yield kind.place.dim, decisions.cuts[kind.cut].weights

@@ -1,0 +1,60 @@
+"""Rows per replica: equal, forced, or those with which the slowest ends earliest; and how many microbatches fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from whalepy.dryrun.study import Candidate
+from whalepy.dryrun.tried import TIGHT, Tried
+from whalepy.errors import PlanError
+from whalepy.planner.balance import Curve, balance
+from whalepy.planner.shares import round_shares
+
+
+def enough_microbatches(tried: Tried) -> int:
+    """The least power of two at which every device may hold its activations; a very large one where none is enough."""
+    needed = 1.0
+    for rank in tried.ranks:
+        work = tried.candidate.work(rank, tried.rows_of(rank))
+        fixed = tried.peak(rank) - work.peak + work.parameters + work.optimizer + work.gradients + work.buffers
+        room = TIGHT * tried.capacity(rank) - fixed
+        needed = max(needed, (tried.peak(rank) - fixed) / room if room > 0 else 2.0**40)
+    return 1 << max(math.ceil(math.log2(needed)), 0)
+
+
+def equal_rows(total: int, replicas: int) -> tuple[int, ...]:
+    """As equal as whole rows come, larger ones first."""
+    each, more = divmod(total, replicas)
+    return tuple(each + (i < more) for i in range(replicas))
+
+
+def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
+    """Rows per replica with the earliest end under the memory of every device; where none fit, as memory allows."""
+    replicas = candidate.replicas
+    if replicas == 1:
+        return (total,)
+    curves = curves_of(candidate, total)
+    for limit in (1.0, float("inf")):
+        most = [filled.most_rows(limit, total) for _, filled in curves]
+        rows = balance(total, [seconds for seconds, _ in curves], most)
+        if rows is not None:
+            return rows
+    return equal_rows(total, replicas)
+
+
+def curves_of(candidate: Candidate, total: int) -> list[tuple[Curve, Curve]]:
+    """Per replica and by rows: seconds of its slowest rank, and the largest part of a memory in use."""
+    even = max(total // candidate.replicas, 1)
+    at = sorted({max(even // 2, 1), even, min(even * 2, total)})
+    return [candidate.curves(replica, at) for replica in range(candidate.replicas)]
+
+
+def forced_rows(candidate: Candidate, total: int, shares: tuple[float, ...] | Literal["equal"]) -> tuple[int, ...]:
+    if shares == "equal":
+        return equal_rows(total, candidate.replicas)
+    if len(shares) != candidate.replicas:
+        raise PlanError(
+            f"{len(shares)} shares for {candidate.replicas} replicas", fix="give one weight per replica, such as 3:1"
+        )
+    return round_shares(total, shares)

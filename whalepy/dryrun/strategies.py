@@ -1,0 +1,84 @@
+"""The levels that are tried for a model and a cluster, with their names and the flags that force them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from whalepy.dryrun.tried import Options
+from whalepy.errors import PlanError
+from whalepy.hardware.cluster import ClusterSpec, Node
+from whalepy.primitives import Primitive, replicate, scopes_on, split
+
+
+def strategies(
+    model: nn.Module, cluster: ClusterSpec, options: Options
+) -> list[tuple[tuple[Primitive, ...] | None, str, str]]:
+    """Levels to try with their names and the flags that force them; the model's own annotations, where it has any."""
+    if scopes_on(model):
+        if options.replicate or options.split:
+            raise PlanError(
+                "the model is annotated, so degrees cannot be forced",
+                fix="leave out --replicate and --split, or return a model without annotations",
+            )
+        return [(None, "as annotated", "")]
+    devices = len(cluster.devices)
+    pairs = [(devices // s, s) for s in range(1, devices + 1) if devices % s == 0]
+    wanted = [(r, s) for r, s in pairs if options.replicate in (None, r) and options.split in (None, s)]
+    if not wanted:
+        asked = " x ".join(str(d) for d in (options.replicate, options.split) if d)
+        raise PlanError(
+            f"degrees {asked} cannot be met on {devices} devices",
+            fix=f"their product must be the number of devices: {', '.join(f'{r} x {s}' for r, s in pairs)}",
+        )
+    return [(levels_of(r, s), _name(r, s), _flags(r, s)) for r, s in wanted]
+
+
+def levels_of(r: int, s: int) -> tuple[Primitive, ...]:
+    return tuple(level for level in (replicate(r), split(s)) if level.degree != 1)
+
+
+def _name(r: int, s: int) -> str:
+    return f"replicate {r}" if s == 1 else f"split {s}" if r == 1 else f"replicate {r} > split {s}"
+
+
+def _flags(r: int, s: int) -> str:
+    return f"--replicate {r} --split {s}"
+
+
+def is_free(model: nn.Module, options: Options) -> bool:
+    return not (scopes_on(model) or options.replicate or options.split or options.shares)
+
+
+def parts_of(cluster: ClusterSpec) -> list[tuple[ClusterSpec, str]]:
+    """Every type of device alone, where there are several."""
+    types = list(dict.fromkeys(device.type for device in cluster.devices))
+    if len(types) < 2:
+        return []
+    found: list[tuple[ClusterSpec, str]] = []
+    for kind in types:
+        count = sum(device.type == kind for device in cluster.devices)
+        found.append((_only(cluster, kind), f"{count} x {kind}"))
+    return found
+
+
+def _only(cluster: ClusterSpec, kind: str) -> ClusterSpec:
+    """The devices of one type, on the nodes where they are."""
+    nodes: list[Node] = []
+    start = 0
+    for node in cluster.nodes:
+        devices = [device for device in node.devices if device.type == kind]
+        if devices:
+            placed = tuple(replace(d, index=start + k, node=len(nodes)) for k, d in enumerate(devices))
+            nodes.append(replace(node, index=len(nodes), devices=placed))
+            start += len(placed)
+    return replace(cluster, nodes=tuple(nodes), inter=cluster.inter if len(nodes) > 1 else None)
+
+
+def annotation_text(levels: Sequence[Primitive]) -> str:
+    """Python that forces these levels."""
+    named = [f"whalepy.{level.kind}({level.degree})" for level in levels]
+    inside = named[0] if len(named) == 1 else f"[{', '.join(named)}]"
+    return f'whalepy.annotate(model, {{"": {inside}}})' if named else ""

@@ -1,0 +1,86 @@
+"""What a user may force, and one plan that was played with its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from whalepy.dryrun.study import Candidate
+from whalepy.planner.forecast import Verdict
+from whalepy.planner.timeline import Played
+
+TIGHT = 0.9
+"""Above this part of a device's memory a plan is called tight: the memory model may be off by as much."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user forces; None leaves it to the planner."""
+
+    replicate: int | None = None
+    split: int | None = None
+    microbatches: int | None = None
+    shares: tuple[float, ...] | Literal["equal"] | None = None
+    optimizer: str = "adamw"
+    precision: str | None = None
+    top: int = 5
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One plan with its rows, played."""
+
+    candidate: Candidate
+    rows: tuple[int, ...]
+    """Per replica."""
+    strategy: str
+    flags: str
+    played: Played
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step."""
+        return self.played.step_s
+
+    def rows_of(self, rank: int) -> int:
+        """Rows of the global batch that a rank works on."""
+        return self.rows[self.candidate.replica_of(rank)]
+
+    def peak(self, rank: int) -> int:
+        """Bytes in use on a rank's device at most."""
+        return self.candidate.peak(rank, self.rows_of(rank))
+
+    def capacity(self, rank: int) -> int:
+        """Bytes of memory of a rank's device."""
+        return self.candidate.cluster.devices[self.candidate.device_of[rank]].memory_bytes
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All ranks, in order."""
+        return tuple(sorted(self.candidate.plan.rank_of))
+
+    @property
+    def tightest(self) -> int:
+        """The rank with the largest part of its memory in use."""
+        return max(self.ranks, key=lambda rank: self.peak(rank) / self.capacity(rank))
+
+    @property
+    def missing(self) -> dict[int, int]:
+        """Per rank that runs out of memory: by how much."""
+        over = {rank: self.peak(rank) - self.capacity(rank) for rank in self.ranks}
+        return {rank: by for rank, by in over.items() if by > 0}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it can be trained on these devices."""
+        filled = self.peak(self.tightest) / self.capacity(self.tightest)
+        return "no" if filled > 1 else "tight" if filled > TIGHT else "fits"
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Sorts plans from best to worst: those that fit, then the fastest; ties by fewer splits, then by name."""
+        return self.verdict == "no", self.step_s if self.verdict != "no" else self._over, self.strategy
+
+    @property
+    def _over(self) -> float:
+        return self.peak(self.tightest) / self.capacity(self.tightest)
