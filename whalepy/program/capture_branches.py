@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 from unittest import mock
 
 import sympy
 from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from whalepy.program.capture_checks import Checks
 from whalepy.program.capture_places import place_of_frames
 
 
@@ -29,18 +32,35 @@ class Branches:
 
 
 @contextlib.contextmanager
-def branches_noted(branches: Branches) -> Generator[None]:
-    """Note each `if` on a size: export keeps no guard for those that only a size of 0 or 1 would answer otherwise."""
+def branches_noted(branches: Branches, checks: Checks) -> Generator[None]:
+    """Note each `if` on a size: export keeps no guard for those that only a size of 0 or 1 would answer otherwise.
+
+    One on a value is answered where it is a check.
+    """
     decide = SymNode.bool_
 
     def noted(node: Any) -> bool:
         condition = node.expr
-        outcome: bool = decide(node)
         asking = sys._getframe(2)  # below SymBool.__bool__
         place = place_of_frames([(asking.f_code.co_filename, asking.f_lineno)])
+        outcome = answered(checks, asking, lambda: bool(decide(node)))
         if place is not None:
             branches.note(condition, outcome, place)
         return outcome
 
     with mock.patch.object(SymNode, "bool_", noted):
         yield
+
+
+def answered(checks: Checks, asking: FrameType, decide: Callable[[], bool]) -> bool:
+    """What `decide` says; for a value, which it does not know, what leads past the check that `asking` makes."""
+    try:
+        return decide()
+    except GuardOnDataDependentSymNode as error:
+        if place_of_frames([(asking.f_code.co_filename, asking.f_lineno)]) is None:
+            raise  # torch has handlers for what it asks
+        answer = checks.answer(asking)
+        if answer is None:
+            checks.refused = checks.refused or error
+            raise
+        return answer

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from whalepy.errors import CaptureError, WhaleError
 from whalepy.primitives.recording import recording
+from whalepy.program.capture_checks import UnansweredError
 from whalepy.program.capture_inputs import Leaf, capture_rows, stand_ins
 from whalepy.program.capture_places import place_of_error
 from whalepy.program.capture_recorder import SizesTooComplexError
@@ -59,8 +60,17 @@ def _export(wrapper: CaptureWrapper, tensors: list[torch.Tensor], device: torch.
     free = [_free_dims(wrapper, tensor, dim) for tensor, dim in zip(tensors, wrapper.batch_dims, strict=True)]
     # On meta, tensors which the model creates must be there too; elsewhere they follow the user's code.
     default = torch.device(device) if device.type == "meta" else contextlib.nullcontext()
-    with recording(), default:
-        return torch.export.export(wrapper, (tensors,), strict=False, dynamic_shapes=(free,))
+    while True:
+        wrapper.checks.begin()
+        try:
+            with recording(), default:
+                program = torch.export.export(wrapper, (tensors,), strict=False, dynamic_shapes=(free,))
+        except (Exception, UnansweredError) as error:
+            if not wrapper.checks.on_trial(error):
+                raise
+        else:
+            if not wrapper.checks.on_trial(None):
+                return program
 
 
 def _free_dims(wrapper: CaptureWrapper, tensor: torch.Tensor, batch_dim: int | None) -> dict[int, Any]:

@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from whalepy.errors import CaptureError
+from whalepy.program.capture_branches import answered
+from whalepy.program.capture_checks import Checks
 from whalepy.program.capture_places import PLACE_KEY, Frame, place_of_frames
 from whalepy.program.capture_scalars import Scalars
 
@@ -28,8 +31,8 @@ _LONGEST_CONDITION = 64
 _MOST_OPERATORS = 300
 
 
-class SizesTooComplexError(Exception):
-    """Conditions on free sizes grow so long that export would take minutes."""
+class SizesTooComplexError(BaseException):
+    """Conditions on free sizes grow so long that export would take minutes. No handler of the model catches it."""
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
@@ -43,8 +46,9 @@ class Recorder(TorchFunctionMode):
     CaptureError: a gradient hook. SizesTooComplexError: see there.
     """
 
-    def __init__(self, outermost: CodeType, shape_env: Any, *, bounded: bool = True) -> None:
+    def __init__(self, outermost: CodeType, shape_env: Any, checks: Checks, *, bounded: bool = True) -> None:
         super().__init__()
+        self._checks = checks
         self._bounded = bounded  # whether conditions may grow too long: not where all but the rows are numbers
         self._operators = 0  # in all conditions so far
         self._outermost = outermost  # frames from here outwards are the caller's, not the model's
@@ -58,6 +62,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond; there are no frames to walk
             return func(*args, **(kwargs or {}))
+        if func is torch.Tensor.__bool__:
+            return answered(self._checks, sys._getframe(1), lambda: func(*args))
         func = _REPLACED.get(func, func)
         frames = list(self._frames())
         place = place_of_frames(frames)
@@ -68,7 +74,11 @@ class Recorder(TorchFunctionMode):
         if any(file == _CHECKPOINT for file, _ in frames):
             self.checkpoints.add(place)
         with self._guards_noted(place), fx_traceback.annotate({PLACE_KEY: place}):
-            return self._scalars(func, args, kwargs or {})
+            try:
+                return self._scalars(func, args, kwargs or {})
+            except GuardOnDataDependentSymNode as error:
+                self._checks.refused = self._checks.refused or error
+                raise
 
     def _frames(self) -> Iterator[Frame]:
         """The frames inside the model, innermost first."""

@@ -12,7 +12,7 @@ from whalepy.program.capture_wrapper import Seen
 
 def warnings_of(model: nn.Module, seen: Seen) -> tuple[str, ...]:
     """Sentences on what the captured graph does not keep of the model."""
-    return (*_checkpointing(model, seen), *_assignments(seen), *_fixed_sizes(seen))
+    return (*_checkpointing(model, seen), *_assignments(seen), *_fixed_sizes(seen), *_checks(seen))
 
 
 def _checkpointing(model: nn.Module, seen: Seen) -> Iterator[str]:
@@ -37,6 +37,11 @@ def _fixed_sizes(seen: Seen) -> Iterator[str]:
             f"sizes other than the number of rows are fixed to those of the example: {seen.sizes_fixed_at} computes"
             " with them at such length that a capture with free sizes would take minutes"
         )
+
+
+def _checks(seen: Seen) -> Iterator[str]:
+    for place in seen.checks_passed:
+        yield f"{place} raises an error for some values in tensors: the captured graph does not look"
 
 
 def check_backwards(functions: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from whalepy.errors import CaptureError
 from whalepy.program.capture_branches import Branches, branches_noted
 from whalepy.program.capture_builtins import free_lengths, modules_in_place, unchecked_distributions
+from whalepy.program.capture_checks import Checks
 from whalepy.program.capture_functions import functions_kept, is_kept
 from whalepy.program.capture_places import place_of_error
 from whalepy.program.capture_recorder import Recorder
@@ -165,6 +166,7 @@ class Seen:
     backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
     guard_places: dict[int, str] = field(default_factory=dict[int, str])  # position in shape_env.guards -> user's line
     branches: dict[Any, str] = field(default_factory=dict[Any, str])  # condition on sizes -> user's line that asked it
+    checks_passed: tuple[str, ...] = ()  # user's lines that raise an error for some values, sorted
     sizes_fixed_at: str | None = None  # user's line that made free sizes too complex
     checkpoint_places: tuple[str, ...] = ()  # user's lines that ran inside torch.utils.checkpoint, sorted
 
@@ -191,6 +193,7 @@ class CaptureWrapper(nn.Module):
         self.spec = spec
         self.call = call
         self.batch_dims = [batch_dims[i] for i in self.tensor_positions]
+        self.checks = Checks(CaptureWrapper.forward.__code__)
         self.seen = Seen()  # export puts the attributes of a module back, but not what is in them
 
     def forward(self, leaves: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -203,15 +206,18 @@ class CaptureWrapper(nn.Module):
         args, kwargs = pytree.tree_unflatten(values, self.spec)
         before = state_of(self.model)
         free = self.seen.sizes_fixed_at is None
-        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), bounded=free)
+        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), self.checks, bounded=free)
         branches = Branches()
         try:
-            with recorder, _as_traced(), branches_noted(branches):
+            with recorder, _as_traced(), branches_noted(branches, self.checks):
                 results = self._run(args, kwargs)
         except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
             raise data_dependent(error) from error
+        if self.checks.refused is not None:  # the model caught it, and did what it does after errors
+            raise data_dependent(self.checks.refused) from self.checks.refused
         after = state_of(self.model)
         self.seen.guard_places, self.seen.checkpoint_places = recorder.guards, tuple(sorted(recorder.checkpoints))
+        self.seen.checks_passed = tuple(sorted(set(self.checks.passed)))
         self.seen.branches = branches.decided
         self.seen.results = len(results)
         self.seen.assigned = assigned_buffers(before, after)
