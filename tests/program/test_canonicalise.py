@@ -98,6 +98,29 @@ def test_all_targets_ignored_is_the_same_as_in_torch(reduction: str) -> None:
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
+BAGS = torch.tensor([[0, 5, 5], [1, 2, 3]])
+# what is read in bags -> whether a table and rows of indices remain
+IN_BAGS = [
+    (lambda w: F.embedding_bag(BAGS, w, mode="sum"), True),
+    (lambda w: F.embedding_bag(BAGS, w), True),
+    (lambda w: F.embedding_bag(BAGS, w, mode="max"), False),
+    (lambda w: F.embedding_bag(BAGS, w, padding_idx=5), False),
+    (lambda w: F.embedding_bag(BAGS, w, mode="sum", per_sample_weights=BAGS.double()), False),
+    (lambda w: F.embedding_bag(BAGS, w, scale_grad_by_freq=True), False),  # by the frequency over all rows
+    (lambda w: F.embedding_bag(BAGS.flatten(), w, torch.tensor([0, 2])), False),
+    (lambda w: F.embedding_bag(BAGS.reshape(-1), w, torch.arange(0, 6, 2)), False),  # other bags than the rows
+    (lambda w: F.embedding_bag(BAGS.reshape(-1), w, torch.arange(0, 5, 3)), False),
+]
+
+
+@pytest.mark.parametrize(("read", "expected"), IN_BAGS)
+def test_bags_of_one_length_lose_their_offsets(read: Callable[[Tensor], Tensor], expected: bool) -> None:
+    module, found, whole = canonical(lambda w: (read(w) * w[:1]).sum())
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=0)
+    assert ("whalepy.program.functional_ops.bags" in names(module)) == expected
+    assert ("aten.embedding_bag" in names(module)) != expected
+
+
 def test_slices_that_tile_a_dim_are_one_split() -> None:
     def fused(w: Tensor) -> Tensor:
         q, k, v = w[..., :4], w[..., 4:6], w[..., 6:]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.rule_cases import Row, call, ints, letters_of, mask, name_of, t
+from whalepy.program import functional_ops
 
 a = torch.ops.aten
 
@@ -47,6 +48,8 @@ ROWS: list[Row] = [
     (lambda: call(a.masked_scatter.default, t(4, 6, 5), mask(4, 6, 5), t(120)), None),
     (lambda: call(a.index_put.default, t(4, 6, 5), [ints(4, 2)], t(2, 6, 5)), None),
     (lambda: call(a.embedding_bag.default, t(9, 4), ints(9, 6), torch.tensor([0, 3])), None),
+    (lambda: call(functional_ops.bags, t(9, 4), ints(9, 5, 3), False), "v d b"),
+    (lambda: call(functional_ops.bags, t(9, 4), ints(9, 5, 3), True), "v d b"),
 ]
 
 

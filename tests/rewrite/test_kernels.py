@@ -42,6 +42,15 @@ def test_the_padding_row_learns_nothing_where_it_lies(padding: int, learns: bool
     assert result[2].tolist() == [0, 0]  # row 0 lies elsewhere
 
 
+@pytest.mark.parametrize("mean", [False, True])
+def test_bags_of_all_shards_add_up(mean: bool) -> None:
+    table, rows = t(6, 2), torch.tensor([[0, 5, 5], [1, 2, 3]])
+    parts = [kernels.masked_bags(table[start:end], rows, mean, start) for start, end in [(0, 4), (4, 4), (4, 6)]]
+    whole = F.embedding_bag(rows, table, mode="mean" if mean else "sum")
+    torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(*(torch.autograd.grad((x**2).sum(), table)[0] for x in (sum(parts), whole)))
+
+
 def test_local_index_counts_from_the_start_of_the_shard() -> None:
     x = t(3, 4)
     found = kernels.local_index(x, [torch.tensor([5, 7]), torch.tensor([0, 3])], [5, None])

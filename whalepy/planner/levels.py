@@ -26,9 +26,9 @@ from whalepy.program.layout import (
 )
 from whalepy.program.options import Option, Place
 
-STACKABLE = frozenset({"masked_embedding", "local_index", "global_mean", "batch_statistics"})
+STACKABLE = frozenset({"masked_embedding", "masked_bags", "local_index", "global_mean", "batch_statistics"})
 """Kernels that serve several levels at once."""
-OFFSET_KERNELS = {"masked_embedding": 0, "local_index": 0, "class_parallel": 0}
+OFFSET_KERNELS = {"masked_embedding": 0, "masked_bags": 0, "local_index": 0, "class_parallel": 0}
 """Kernels that count from the first element held: the operand whose cut term must be the leading one of its dim."""
 FLOPS_PER_BYTE = 20.0
 """Weight of a byte moved against a FLOP computed, where a split is asked for anyway (assumption, low on purpose: a

@@ -15,6 +15,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from whalepy.program import functional_ops
+from whalepy.program.axes import as_size
 from whalepy.program.call import Call, operator_name, sizes_of
 from whalepy.program.capture_sizes import fake_mode_of
 from whalepy.program.rule_table import LOSSES_WITH_REDUCTION
@@ -188,11 +190,50 @@ def _count(build: _Builder, target: fx.Node, weight: fx.Node | None, ignore: int
     return build(aten.sum.default, build(aten.mul.Tensor, weights, counted))
 
 
+def _embedding_bag(build: _Builder, call: Call) -> fx.Node | None:
+    """Bags of one length: a table and rows of indices, without the offsets at which the bags begin.
+
+    Before:  embedding_bag(w, reshape(x, [-1]), arange(0, x.numel(), x.size(1)))[0]
+    After:   bags(w, x)
+    """
+    rows = _rows_of_bags(call)
+    plain = call["per_sample_weights"] is None and call["padding_idx"] is None
+    counts = call["scale_grad_by_freq"] or call["sparse"] or call["include_last_offset"]
+    uses = list(call.node.users)
+    read = all(use.target is operator.getitem and use.args[1] == 0 for use in uses)
+    if rows is None or not plain or counts or not read or call["mode"] not in _BAG_MODES:
+        return None
+    found = build(functional_ops.bags, call["weight"], rows, _BAG_MODES[call["mode"]])
+    for use in uses:
+        use.replace_all_uses_with(found)
+    return None  # what is left of it is dead
+
+
+_BAG_MODES = {0: False, 1: True}  # sum and mean
+
+
+def _rows_of_bags(call: Call) -> fx.Node | None:
+    """The matrix of indices whose rows are the bags, if the offsets say so."""
+    indices, offsets = call["indices"], call["offsets"]
+    if operator_name(indices.target) != "aten.reshape" or operator_name(offsets.target) != "aten.arange":
+        return None
+    rows, counted = indices.args[0], Call(offsets)
+    sizes = sizes_of(rows.meta["val"])
+    ends = [_number(counted[name]) for name in ("start", "end", "step")]
+    return rows if len(sizes) == 2 and ends == [0, sizes[0] * sizes[1], sizes[1]] else None
+
+
+def _number(value: Any) -> Any:
+    """A size argument, known or not."""
+    return as_size(value.meta["val"] if isinstance(value, fx.Node) else value or 0)
+
+
 _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.slice": _slice,
     **dict.fromkeys(("aten.view_as", "aten.reshape_as", "aten.expand_as"), _like),
     **dict.fromkeys(("aten.type_as", "aten.to"), _cast_like),
     "aten.cat": _cat,
+    "aten.embedding_bag": _embedding_bag,
     "aten.cross_entropy_loss": _cross_entropy,
     "aten.nll_loss": _cross_entropy,
     "aten.nll_loss_nd": _cross_entropy,

@@ -1,4 +1,4 @@
-"""Pure forms of operators that write in silence, as targets of call_function nodes."""
+"""Operators that torch has in another form only, as targets of call_function nodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def batch_norm(
@@ -42,6 +43,11 @@ def instance_norm(
     mean, var = running_mean.detach().clone(), running_var.detach().clone()
     y = torch.instance_norm(x, weight, bias, mean, var, use_input_stats, momentum, eps, cudnn)
     return y, mean, var
+
+
+def bags(table: Tensor, rows: Tensor, mean: bool) -> Tensor:
+    """The sum, or the mean, of the rows of a table that each row of `rows`, i64[bags, length], names."""
+    return F.embedding_bag(rows, table, mode="mean" if mean else "sum")
 
 
 class _CarryGradient(torch.autograd.Function):

@@ -19,6 +19,10 @@ def _embedding(call: Call) -> Rule | None:
     return parse_rule("vd, ... -> ...d  !v=masked_embedding", linear=((0,),))
 
 
+def _bags(call: Call) -> Rule:
+    return parse_rule("vd, bL -> bd  !v=masked_bags", linear=((0,),))
+
+
 def _index(call: Call) -> Rule | None:
     """Dims not indexed are free; an index that counts along its own axis links the dim it reads to that axis."""
     entries = call["indices"]
@@ -134,6 +138,7 @@ def _take_along_dim(call: Call) -> Rule | None:
 
 MAKERS: dict[str, Maker] = {
     "aten.embedding": _embedding,
+    "whalepy.program.functional_ops.bags": _bags,
     "aten.index": _index,
     "aten.index_select": _index_select,
     "aten.gather": _gather,

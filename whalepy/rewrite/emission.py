@@ -257,6 +257,13 @@ def _emit_masked_embedding(
     return rewriter.graph.call_function(kernels.masked_embedding, args)
 
 
+def _emit_masked_bags(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    start = _start(rewriter, i, 0, modes, 0)
+    return rewriter.graph.call_function(kernels.masked_bags, (operands[0], operands[1], node.args[2], start))
+
+
 def _emit_local_index(
     rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
 ) -> fx.Node:
@@ -319,6 +326,7 @@ SHAPED["whalepy.program.functional_ops.first_only"] = _emit_first_only
 
 KERNELS: dict[str, Emit] = {
     "masked_embedding": _emit_masked_embedding,
+    "masked_bags": _emit_masked_bags,
     "local_index": _emit_local_index,
     "global_mean": _emit_global_mean,
     "class_parallel": _emit_class_parallel,

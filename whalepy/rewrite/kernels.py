@@ -46,6 +46,17 @@ def masked_embedding(weight: torch.Tensor, indices: torch.Tensor, start: int, pa
     return looked_up.masked_fill(outside.unsqueeze(-1), 0)
 
 
+def masked_bags(table: torch.Tensor, rows: torch.Tensor, mean: bool, start: int) -> torch.Tensor:
+    """Bags of the rows of a table's shard that begins at `start`, without those of other devices (a partial sum)."""
+    held = table.shape[0]
+    if held == 0:
+        return table.new_zeros((rows.shape[0], table.shape[1])) + table.sum()
+    local = rows - start
+    here = (local >= 0) & (local < held)
+    weights = here.to(table.dtype) / rows.shape[1] if mean else here.to(table.dtype)
+    return F.embedding_bag(local.masked_fill(~here, 0), table, per_sample_weights=weights, mode="sum")
+
+
 def local_index(x: torch.Tensor, indices: Sequence[torch.Tensor | None], starts: Sequence[int | None]) -> torch.Tensor:
     """`x[indices]` where indices with a start count from the first element of this device's shard."""
     shifted = [i if i is None or start is None else i - start for i, start in zip(indices, starts, strict=True)]
