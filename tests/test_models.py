@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 
+import whalepy
 from benchmarks.model_table import Head, Row, cell, document, read_rows, summary
 from benchmarks.models import ANNOTATIONS, MODELS, NAMED, run_of
 from tests.exactness import compare
@@ -43,6 +45,15 @@ REFUSED = {
 @pytest.mark.parametrize(("name", "annotation"), COVER)
 def test_exact(workers: Pool, name: str, annotation: str) -> None:
     compare(workers, run_of(name, annotation, steps=1))
+
+
+def test_tables_are_split_by_rows(workers: Pool) -> None:
+    """One embedding table in bags, over two devices 3:1: each looks up the rows it holds."""
+
+    def tables() -> dict[str, Any]:
+        return {"bags": whalepy.split(2, shares=[3, 1], on="bags.0.weight:0")}
+
+    compare(workers, replace(run_of("dlrm", "split 3:1", steps=2), annotations=tables))
 
 
 def check_refused(workers: Pool, name: str, annotation: str) -> None:
