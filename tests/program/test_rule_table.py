@@ -16,7 +16,7 @@ from whalepy.program import (
     rules_reduce,
     rules_shape,
 )
-from whalepy.program.rule_table import LINES, MAKERS, POINTWISE, RANDOM
+from whalepy.program.rule_table import LINES, MAKERS, POINTWISE
 from whalepy.program.rules import parse_rule
 
 aten = torch.ops.aten
@@ -105,7 +105,7 @@ def test_each_pointwise_operator_is_elementwise(name: str) -> None:
     assert letters_of(PARTICULAR.get(name) or generic_call(name)) == ".1 .0"
 
 
-@pytest.mark.parametrize("name", sorted({*LINES, *MAKERS, *POINTWISE, *RANDOM, *rules_pointwise.LINEAR}))
+@pytest.mark.parametrize("name", sorted({*LINES, *MAKERS, *POINTWISE, *rules_pointwise.LINEAR}))
 def test_every_name_is_an_operator(name: str) -> None:
     library, _, rest = name.rpartition(".")
     if library == "aten":

@@ -14,9 +14,10 @@ from whalepy.program.axes import Axes, Dim, Size, as_size
 from whalepy.program.call import Call, results, sizes_of
 from whalepy.program.capture import Captured, Placeholder
 from whalepy.program.costs import flops_of, hinted, with_unknown
+from whalepy.program.draws import draws
 from whalepy.program.layout import Operator, OperatorKind
 from whalepy.program.options import Dims, options, unify
-from whalepy.program.rule_table import is_random, rule_of
+from whalepy.program.rule_table import rule_of
 
 Value = tuple[int, int]
 """(operator index, result index)."""
@@ -208,7 +209,7 @@ def _operator(
         scope=tuple(node.meta.get("scope", ())),
         where=str(node.meta.get("where") or ""),
         has_rule=rule is not None,
-        random=is_random(call.name) and node.op == "call_function",
+        random=node.op == "call_function" and draws(call),
     )
 
 

@@ -200,8 +200,17 @@ def _zeroed(emit: Emit, self: fx.Node) -> fx.Node:
     return emit(aten.fill.Scalar, self, 0)
 
 
+def _dropped(pure: Op) -> Callable[..., fx.Node]:
+    """The operator names its argument otherwise than its in-place form."""
+    return lambda emit, self, p, train: emit(pure, self, p, train)
+
+
 # `aten.copy` and `aten.zero` exist, but autograd does not know them, or rules read them worse.
 _REWRITES: dict[Op, Callable[..., fx.Node]] = {
     aten.copy_.default: _copied,
     aten.zero_.default: _zeroed,
+    aten.dropout_.default: _dropped(aten.dropout.default),
+    aten.alpha_dropout_.default: _dropped(aten.alpha_dropout.default),
+    aten.feature_dropout_.default: _dropped(aten.feature_dropout.default),
+    aten.feature_alpha_dropout_.default: _dropped(aten.feature_alpha_dropout.default),
 }

@@ -15,15 +15,13 @@ from whalepy.program.rules import Rule, at_ranks, parse_rule
 from whalepy.program.rules_pointwise import (
     LOSSES_WITH_REDUCTION,
     POINTWISE,
-    RANDOM,
-    is_random,
     linear_groups,
     pointwise,
 )
 from whalepy.program.rules_write import Maker
 from whalepy.program.user_rules import USER_RULES
 
-__all__ = ["LINES", "LOSSES_WITH_REDUCTION", "MAKERS", "POINTWISE", "RANDOM", "is_random", "rule_of"]
+__all__ = ["LINES", "LOSSES_WITH_REDUCTION", "MAKERS", "POINTWISE", "rule_of"]
 
 LINES = {**rules_product.LINES, **rules_nn.LINES}
 MAKERS: dict[str, Maker] = {

@@ -44,15 +44,8 @@ LOSSES_WITH_REDUCTION = _names("""
 """)
 """Losses of one term per element, which their `reduction` then sums or averages."""
 
-RANDOM = _names("""
-    dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout rrelu rrelu_with_noise
-    rrelu_with_noise_functional bernoulli rand rand_like randn randn_like randint randint_like randperm multinomial
-    normal normal_functional poisson exponential uniform cauchy geometric log_normal binomial fractional_max_pool2d
-    fractional_max_pool3d lstm gru rnn_tanh rnn_relu
-""")
-"""Operators that draw random numbers: each gets a stream of its own."""
 FUNCTIONS = "whalepy_function"
-"""Namespace of the operators that stand for a torch.autograd.Function, which may draw random numbers too."""
+"""Namespace of the operators that stand for a torch.autograd.Function."""
 _RANDOM_POINTWISE = _names("dropout alpha_dropout native_dropout rrelu bernoulli rand_like randn_like randint_like")
 
 POINTWISE = UNARY | BINARY | MORE | LOSSES_WITH_REDUCTION | _RANDOM_POINTWISE
@@ -66,11 +59,6 @@ LINEAR: dict[str, tuple[tuple[int, ...], ...] | str] = {
     **dict.fromkeys(_names("div divide true_divide"), ((0,),)),
     "aten.where": ((1, 2),),
 }
-
-
-def is_random(name: str) -> bool:
-    """Whether an operator may draw random numbers."""
-    return name in RANDOM or name.startswith(f"{FUNCTIONS}.")
 
 
 def linear_groups(call: Call) -> tuple[frozenset[int], ...]:

@@ -17,7 +17,6 @@ from whalepy.errors import PlanError
 from whalepy.program.axes import Size, as_size
 from whalepy.program.call import Call, is_tensor
 from whalepy.program.layout import Layout, Mode, operand_type, result_type
-from whalepy.program.rule_table import is_random
 from whalepy.program.rules_shape import CREATES, CREATES_LIKE, RESHAPES
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import First, GlobalSize, Reducer, Start, Stream
@@ -36,18 +35,9 @@ def emit(rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], mod
         raise PlanError(f"{op.name} would need two local kernels at once: {sorted(names)}", at=op.where)
     maker = KERNELS[names.pop()] if names else SHAPED.get(op.target, _emit_same)
     new = maker(rewriter, i, node, operands, modes)
-    if _is_random(op.target, node):
+    if op.random:
         _seed(rewriter, i, new, modes)
     return new
-
-
-def _is_random(target: str, node: fx.Node) -> bool:
-    """Whether this call draws random numbers; flags can say that an operator that may does not."""
-    call = Call(node)
-    if target == "aten.scaled_dot_product_attention":
-        return bool(call["dropout_p"])
-    quiet = any(flag in call.arguments and not call[flag] for flag in ("train", "training", "dropout"))
-    return is_random(target) and not quiet
 
 
 def _seed(rewriter: Rewriter, i: int, new: fx.Node, modes: tuple[Mode, ...]) -> None:
