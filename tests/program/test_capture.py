@@ -418,9 +418,14 @@ class Reaching(torch.autograd.Function):
         return grads[0], None
 
 
+def reaching(m: Any, x: Tensor) -> Tensor:
+    return Reaching.apply(m.linear(x), torch.nn.ReLU()).sum()
+
+
 def test_a_backward_of_ones_own_with_more_than_tensors_and_numbers() -> None:
-    assert error_of(lambda m, x: Reaching.apply(m.linear(x), torch.nn.ReLU()).sum()) == (
+    assert error_of(reaching) == (
         "the model uses torch.autograd.Function (Reaching), whose backward is lost in the capture\n"
+        f"  at:  {line(reaching, 1)}\n"
         "  fix: make it a torch.library.custom_op with register_autograd,"
         " or give capture=False and loss_weight= to train the model whole"
     )
@@ -674,8 +679,12 @@ def test_checkpointing_is_a_warning() -> None:
 
 
 def test_reentrant_checkpointing_is_an_error() -> None:
-    assert error_of(lambda m, x: checkpoint.checkpoint(helper, m.linear(x), use_reentrant=True).sum()) == (
+    def body(m: Any, x: Tensor) -> Tensor:
+        return checkpoint.checkpoint(helper, m.linear(x), use_reentrant=True).sum()
+
+    assert error_of(body) == (
         "the model uses torch.utils.checkpoint with use_reentrant=True, whose gradient is lost in the capture\n"
+        f"  at:  {line(body, 1)}\n"
         "  fix: use_reentrant=False, or remove it and give recompute= to compile"
     )
 

@@ -52,6 +52,12 @@ def narrowed(table: Tensor, x: Tensor) -> Tensor:
     return table.narrow(0, 1, length(x).long())
 
 
+def divided(table: Tensor, x: Tensor) -> Tensor:
+    """Parts of a size, as local attention takes them."""
+    pairs: Any = torch.div(x.size(1) * 2, 2, rounding_mode="trunc")
+    return x.view(x.size(0), pairs, WIDTH) * table[: torch.div(length(x), 2, rounding_mode="floor")].sum()
+
+
 def written(table: Tensor, x: Tensor) -> Tensor:
     """A write through such a bound."""
     table = table.clone()
@@ -59,7 +65,7 @@ def written(table: Tensor, x: Tensor) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("chosen", [around, computed, counted, narrowed, written])
+@pytest.mark.parametrize("chosen", [around, computed, counted, narrowed, divided, written])
 def test_sizes_in_scalar_tensors_stay_free(chosen: Callable[[Tensor, Tensor], Tensor]) -> None:
     model = Reading(chosen)
     captured = capture(model, (torch.randn(6, 5, WIDTH),))

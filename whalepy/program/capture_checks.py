@@ -10,7 +10,7 @@ import dis
 from dataclasses import dataclass, field
 from types import CodeType, FrameType, TracebackType
 
-from whalepy.program.capture_places import place_of_frames
+from whalepy.program.capture_places import frames_within, place_of_frames
 
 Asker = tuple[tuple[CodeType, int], ...]
 """The calls around a question, innermost first: code and position in it. They determine who would catch an error."""
@@ -58,21 +58,16 @@ class Checks:
         return True
 
 
-def _frames(frame: FrameType | None, outermost: CodeType) -> list[FrameType]:
-    frames: list[FrameType] = []
+def _asker(frame: FrameType | None, outermost: CodeType) -> Asker:
+    calls: list[tuple[CodeType, int]] = []
     while frame is not None and frame.f_code is not outermost:
-        frames.append(frame)
+        calls.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
-    return frames
-
-
-def _asker(frame: FrameType, outermost: CodeType) -> Asker:
-    return tuple((frame.f_code, frame.f_lasti) for frame in _frames(frame, outermost))
+    return tuple(calls)
 
 
 def _place(frame: FrameType, outermost: CodeType) -> str:
-    frames = [(frame.f_code.co_filename, frame.f_lineno) for frame in _frames(frame, outermost)]
-    return place_of_frames(frames) or "the model"
+    return place_of_frames(frames_within(frame, outermost)) or "the model"
 
 
 def _failing(code: CodeType, position: int) -> bool | None:

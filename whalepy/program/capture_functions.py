@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 from unittest import mock
 
@@ -18,6 +20,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from whalepy.program.capture_places import frames_within, place_of_frames
 from whalepy.program.rules_pointwise import FUNCTIONS
 
 _LIBRARY = torch.library.Library(FUNCTIONS, "FRAGMENT")
@@ -80,12 +83,19 @@ _OPERATORS: dict[Any, _Operator] = {}
 
 
 @contextlib.contextmanager
-def functions_kept() -> Generator[None]:
-    """Until it ends, applying a torch.autograd.Function calls an operator that stands for it, where one can."""
+def functions_kept(outermost: CodeType, lost: dict[str, str | None]) -> Generator[None]:
+    """Until it ends, applying a torch.autograd.Function calls an operator that stands for it, where one can.
+
+    `lost` gets the others by name, each with the user's line that applies it first; frames from `outermost` outwards
+    are not the user's model.
+    """
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         operator = _operator_of(cls, args) if not kwargs else None
-        return _APPLY(cls, *args, **kwargs) if operator is None else operator(args)
+        if operator is not None:
+            return operator(args)
+        lost.setdefault(cls.__name__, place_of_frames(frames_within(sys._getframe(1), outermost)))
+        return _APPLY(cls, *args, **kwargs)
 
     with mock.patch.object(Function, "apply", classmethod(apply)):
         yield

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import CodeType, FrameType
 
 import torch
 
@@ -42,6 +43,13 @@ def place_of_error(error: BaseException) -> str | None:
 def place_of_frame(frame: object) -> str | None:
     """`file.py:line` of one frame (as a shape guard keeps it) if it is the user's."""
     return place_of_frames([(frame.filename, frame.lineno or 0)]) if isinstance(frame, traceback.FrameSummary) else None
+
+
+def frames_within(frame: FrameType | None, outermost: CodeType) -> Iterator[Frame]:
+    """The frames from `frame` outwards, innermost first, up to the one that runs `outermost`."""
+    while frame is not None and frame.f_code is not outermost:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
 
 
 def place_of_frames(frames: Iterable[Frame]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from types import CodeType
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from whalepy.errors import CaptureError
 from whalepy.program.capture_branches import answered
 from whalepy.program.capture_checks import Checks
-from whalepy.program.capture_places import PLACE_KEY, Frame, place_of_frames
+from whalepy.program.capture_places import PLACE_KEY, frames_within, place_of_frames
 from whalepy.program.capture_scalars import Scalars
 
 _CHECKPOINT = os.path.join(os.path.dirname(torch.__file__), "utils", "checkpoint.py")
@@ -65,7 +65,7 @@ class Recorder(TorchFunctionMode):
         if func is torch.Tensor.__bool__:
             return answered(self._checks, sys._getframe(1), lambda: func(*args))
         func = _REPLACED.get(func, func)
-        frames = list(self._frames())
+        frames = list(frames_within(sys._getframe(1), self._outermost))
         place = place_of_frames(frames)
         if place is None:
             return self._scalars(func, args, kwargs or {})
@@ -79,13 +79,6 @@ class Recorder(TorchFunctionMode):
             except GuardOnDataDependentSymNode as error:
                 self._checks.refused = self._checks.refused or error
                 raise
-
-    def _frames(self) -> Iterator[Frame]:
-        """The frames inside the model, innermost first."""
-        frame = sys._getframe(2)
-        while frame is not None and frame.f_code is not self._outermost:
-            yield frame.f_code.co_filename, frame.f_lineno
-            frame = frame.f_back
 
     @contextlib.contextmanager
     def _guards_noted(self, place: str) -> Generator[None]:

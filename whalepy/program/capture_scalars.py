@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Number = int | torch.SymInt
 
@@ -41,6 +42,8 @@ _COMPUTED: dict[Any, Callable[[Any, Any], Number]] = {
     **dict.fromkeys((torch.maximum, torch.max, Tensor.maximum, Tensor.max), torch.sym_max),
     **dict.fromkeys((torch.minimum, torch.min, Tensor.minimum, Tensor.min), torch.sym_min),
 }
+
+_DIVIDED: frozenset[Any] = frozenset({torch.div, torch.divide, Tensor.div, Tensor.divide})
 
 # Python takes no symbol for an index or an int: it fixes the size, as it does where no tensor is between.
 _READ: dict[Any, Callable[[Any], Any]] = {
@@ -105,9 +108,12 @@ class Scalars:
             return _whole(args[0]) if args else None
         if func in _UNCHANGED:
             return self._number(args[0])
-        operands = [self._operand(arg) for arg in args]
-        known = func in _COMPUTED and len(operands) == 2 and None not in operands and not kwargs
-        return _COMPUTED[func](*operands) if known else None
+        operands = [number for arg in args if (number := self._operand(arg)) is not None]
+        if len(operands) != 2 or len(args) != 2:
+            return None
+        if func in _DIVIDED:
+            return _quotient(operands[0], operands[1], kwargs)
+        return _COMPUTED[func](*operands) if func in _COMPUTED and not kwargs else None
 
     def _operand(self, value: Any) -> Number | None:
         return self._number(value) if isinstance(value, Tensor) else _whole(value)
@@ -116,6 +122,12 @@ class Scalars:
         """The number in a known tensor; None if the tensor is not known, or was written to since."""
         tensor, version, number = self._known.get(id(value), (None, 0, 0))
         return number if tensor is not None and tensor is value and tensor._version == version else None
+
+
+def _quotient(a: Number, b: Number, options: dict[str, Any]) -> Number | None:
+    """The whole quotient of two sizes, where both ways of rounding are the same; None for other numbers or options."""
+    rounded = options in ({"rounding_mode": "trunc"}, {"rounding_mode": "floor"})
+    return a // b if rounded and statically_known_true(a >= 0) and statically_known_true(b > 0) else None
 
 
 def _whole(value: Any) -> Number | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -44,16 +44,18 @@ def _checks(seen: Seen) -> Iterator[str]:
         yield f"{place} raises an error for some values in tensors: the captured graph does not look"
 
 
-def check_backwards(functions: Sequence[str]) -> None:
+def check_backwards(functions: Mapping[str, str | None]) -> None:
     """CaptureError: export would drop the backward of these autograd functions."""
     if "CheckpointFunction" in functions:
         raise CaptureError(
             "the model uses torch.utils.checkpoint with use_reentrant=True, whose gradient is lost in the capture",
+            at=functions["CheckpointFunction"],
             fix="use_reentrant=False, or remove it and give recompute= to compile",
         )
     if functions:
         raise CaptureError(
             f"the model uses torch.autograd.Function ({', '.join(functions)}), whose backward is lost in the capture",
+            at=next(iter(functions.values())),
             fix="make it a torch.library.custom_op with register_autograd,"
             " or give capture=False and loss_weight= to train the model whole",
         )

@@ -163,7 +163,8 @@ class Seen:
     results: int = 0
     assigned: tuple[str, ...] = ()  # buffers which the forward assigned anew
     lost: tuple[str, ...] = ()  # attributes which the forward assigned
-    backward_functions: tuple[str, ...] = ()  # names of autograd functions before the results
+    backward_functions: dict[str, str | None] = field(default_factory=dict[str, str | None])
+    """The names of autograd functions before the results, and the user's lines that applied them."""
     guard_places: dict[int, str] = field(default_factory=dict[int, str])  # position in shape_env.guards -> user's line
     branches: dict[Any, str] = field(default_factory=dict[Any, str])  # condition on sizes -> user's line that asked it
     checks_passed: tuple[str, ...] = ()  # user's lines that raise an error for some values, sorted
@@ -208,8 +209,9 @@ class CaptureWrapper(nn.Module):
         free = self.seen.sizes_fixed_at is None
         recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), self.checks, bounded=free)
         branches = Branches()
+        lost: dict[str, str | None] = {}
         try:
-            with recorder, _as_traced(), branches_noted(branches, self.checks):
+            with recorder, _as_traced(lost), branches_noted(branches, self.checks):
                 results = self._run(args, kwargs)
         except GuardOnDataDependentSymNode as error:  # here, since outside torch prints the whole graph to stderr
             raise data_dependent(error) from error
@@ -222,7 +224,7 @@ class CaptureWrapper(nn.Module):
         self.seen.results = len(results)
         self.seen.assigned = assigned_buffers(before, after)
         self.seen.lost = assigned_attributes(before, after)
-        self.seen.backward_functions = custom_backwards(results)
+        self.seen.backward_functions = {name: lost.get(name) for name in custom_backwards(results)}
         return (*results, *(after.buffers[name] for name in self.seen.assigned))
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -238,8 +240,9 @@ class CaptureWrapper(nn.Module):
 
 
 @contextlib.contextmanager
-def _as_traced() -> Generator[None]:
-    with free_lengths(), unchecked_distributions(), modules_in_place(), functions_kept():
+def _as_traced(lost: dict[str, str | None]) -> Generator[None]:
+    kept = functions_kept(CaptureWrapper.forward.__code__, lost)
+    with free_lengths(), unchecked_distributions(), modules_in_place(), kept:
         yield
 
 
