@@ -30,6 +30,7 @@ from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
 
+
 @dataclass(frozen=True)
 class Choices:
     """Arguments of compile that steer the plan."""
