@@ -99,7 +99,9 @@ def rehearse(
         for value in chain(model.parameters(), model.buffers()):
             counter.hold(value.data)
         parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
-        args, kwargs = local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates)
+        args, kwargs = _on_meta(
+            local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates)
+        )
         held = _bytes(leaf for leaf in pytree.tree_leaves((args, kwargs)))
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whalepy.dryrun.counting import Counter
-from whalepy.runtime.groups import Blocks, Group
+from whalepy.runtime.groups import Blocks, Group, padding_pays
 
 
 class SilentGroup(Group):
@@ -31,18 +31,21 @@ class SilentGroup(Group):
 
     def all_gather(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Blocks]:
         """A buffer of every position's part."""
-        blocks = self.blocks(sizes, max(sizes)) if len(set(sizes)) > 1 else self.blocks(sizes)
-        self._count("all-gather", (self.size - 1) * max(sizes) * flat.element_size())
+        padded = padding_pays(sizes)
+        blocks = self.blocks(sizes, max(sizes)) if padded else self.blocks(sizes)
+        sent = max(sizes) if padded else flat.numel()
+        self._count("all-gather", (self.size - 1) * sent * flat.element_size())
         return flat.new_zeros(blocks.total), blocks
 
     def reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Tensor:
         """A buffer of this position's part."""
-        self._count("reduce-scatter", (self.size - 1) * buffer.nbytes // self.size)
-        return buffer.new_empty(blocks.sizes[self.position], dtype=dtype)
+        own = blocks.sizes[self.position]
+        self._count("reduce-scatter", (sum(blocks.sizes) - own) * buffer.element_size())
+        return buffer.new_empty(own, dtype=dtype)
 
     def exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Tensor:
         """A buffer of what the others send."""
-        self._count("all-to-all", buffer.nbytes - sends.sizes[self.position] * buffer.element_size())
+        self._count("all-to-all", (sum(sends.sizes) - sends.sizes[self.position]) * buffer.element_size())
         return buffer.new_empty(receives.total)
 
     def _count(self, kind: str, sent: int) -> None:

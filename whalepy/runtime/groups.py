@@ -92,7 +92,7 @@ class Group:
         """Every position's part, of `sizes` elements, and where each lies in the buffer."""
         if self.process_group is None:
             return flat, self.blocks(sizes)
-        if not _padding_pays(sizes):
+        if not padding_pays(sizes):
             receives = self.blocks(sizes)
             return self.exchange(flat.repeat(self.size), self.blocks([flat.numel()] * self.size), receives), receives
         blocks = self.blocks(sizes, max(sizes))
@@ -135,10 +135,10 @@ class Group:
         return by_slot
 
     def _scatters_padded(self, sizes: Sequence[int]) -> bool:
-        return not self.sums_by_exchange and _padding_pays(sizes)
+        return not self.sums_by_exchange and padding_pays(sizes)
 
 
-def _padding_pays(sizes: Sequence[int]) -> bool:
+def padding_pays(sizes: Sequence[int]) -> bool:
     """Whether to pad to the longest: the ring collectives cross each link once, an exchange once per pair of ranks.
 
     Not beyond twice the bytes; the sender of the longest part sends as much either way.
