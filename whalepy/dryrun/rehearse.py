@@ -95,13 +95,11 @@ def rehearse(
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
     update = OPTIMIZERS[optimizer](trained, foreach=foreach)
+    args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates))
     with counter:
         for value in chain(model.parameters(), model.buffers()):
             counter.hold(value.data)
         parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
-        args, kwargs = _on_meta(
-            local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates)
-        )
         held = _bytes(leaf for leaf in pytree.tree_leaves((args, kwargs)))
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor):
