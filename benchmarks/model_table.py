@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
 _LENGTH = 300  # characters of a sentence that a cell shows
+_AGAIN = "likewise"
 _BAR = re.compile(r"(?<!\\)\|")
 _KINDS = ("exact", "refused", "wrong", "failed")
 
@@ -26,7 +28,9 @@ class Row:
 
     def __str__(self) -> str:
         without = ", ".join(f"`{target}`" for target in self.without_rule) or "-"
-        return f"| {self.name} | {self.operators} | {without} | {' | '.join(self.results)} |"
+        pairs = itertools.pairwise(("", *self.results))
+        shown = [_AGAIN if now == before and now != "exact" else now for before, now in pairs]
+        return f"| {self.name} | {self.operators} | {without} | {' | '.join(shown)} |"
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -37,6 +41,8 @@ class Row:
 def read_row(line: str) -> Row:
     """The row that was printed as this line."""
     name, operators, without, *results = (cell.strip() for cell in _BAR.split(line.strip())[1:-1])
+    for k, result in enumerate(results):
+        results[k] = results[k - 1] if result == _AGAIN else result
     return Row(name, int(operators), tuple(re.findall(r"`([^`]+)`", without)), tuple(results))
 
 

@@ -104,6 +104,7 @@ ROWS = [
     Row("a", 3, ("sort", "cumsum"), ("exact", "refused: " + cell("fixes a | b\n  fix: c"), "**wrong**: loss")),
     Row("b", 0, (), ("exact", "exact", "exact")),
     Row("c", 1, (), ("exact", "exact", "**failed**: KeyError: 3")),
+    Row("d", 1, (), ("refused: no", "refused: no", "refused: no")),
 ]
 HEAD = Head("2.0", "5.0", 2, tuple(ANNOTATIONS), ("a",))
 
@@ -111,8 +112,9 @@ HEAD = Head("2.0", "5.0", 2, tuple(ANNOTATIONS), ("a",))
 def test_a_row_tells_what_was_refused() -> None:
     assert str(ROWS[0]) == ("| a | 3 | `sort`, `cumsum` | exact | refused: fixes a \\| b fix: c | **wrong**: loss |")
     assert summary(ROWS) == (
-        "3 models, 1 of them exact under every annotation. 9 runs: 6 exact, 1 refused, 1 wrong, 1 failed."
+        "4 models, 1 of them exact under every annotation. 12 runs: 6 exact, 4 refused, 1 wrong, 1 failed."
     )
+    assert str(ROWS[3]) == "| d | 1 | - | refused: no | likewise | likewise |"
 
 
 def test_a_document_is_read_as_it_was_written() -> None:
