@@ -26,6 +26,7 @@ from whalepy.runtime.extents import Binder, Extents, Grid
 from whalepy.runtime.groups import Blocks, Group
 from whalepy.runtime.kernels import _REDUCED_IN, Segment, Shard, _shared
 from whalepy.runtime.programs import example_sizes
+from whalepy.runtime.reach import Reach, noting
 
 Note = tuple[int, str, str, tuple[int, ...], tuple[int, ...]]  # level, collective, dtype, sends, receives
 
@@ -97,9 +98,17 @@ def notes_of(made: Analysed, coordinates: tuple[int, ...]) -> list[Note]:
         for node, place in zip(nodes, program.captured.placeholders, strict=False)
     ]
     binder = Binder(Grid(mesh, decisions.cuts, decisions.row_cuts), coordinates, groups, 0)
-    outputs = Checked(made.rewritten.graph, shapes).run(*leading, *binder.values(made.rewritten.bindings, sizes.sizes))
-    pytree.tree_leaves(outputs)[0].backward()
+    values = binder.values(made.rewritten.bindings, sizes.sizes)
+    reach = Reach() if binder.leaves_empty(made.rewritten.bindings, sizes.sizes) else None
+    with noting(reach):
+        loss = pytree.tree_leaves(Checked(made.rewritten.graph, shapes).run(*leading, *values))[0]
+    (loss if reach is None else _reaching_all(loss, reach)).backward()
     return notes
+
+
+def _reaching_all(loss: Tensor, reach: Reach) -> Tensor:
+    """As `Reach.tie` makes it where another rank reaches every bridge."""
+    return sum((result.flatten()[:0].sum().to(loss.dtype) for result in reach.results), loss)
 
 
 def _value(like: Tensor, shape: tuple[int, ...], place: Any) -> Tensor:

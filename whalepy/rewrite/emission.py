@@ -175,6 +175,16 @@ def _emit_repeat_interleave(
     return new
 
 
+def _emit_attention(
+    rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
+) -> fx.Node:
+    """With fewer key heads than query heads, an operator that can do without any."""
+    new = _emit_same(rewriter, i, node, operands, modes)
+    if Call(node)["enable_gqa"] and any(mode.kind == "S" for mode in modes):
+        new.target = kernels.grouped_attention
+    return new
+
+
 def _emit_affine_grid(
     rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
 ) -> fx.Node:
@@ -216,6 +226,7 @@ SHAPED: dict[str, Emit] = {
     "whalepy.program.functional_ops.batch_norm": _emit_guarded,
     "aten.repeat_interleave": _emit_repeat_interleave,
     "aten.affine_grid_generator": _emit_affine_grid,
+    "aten.scaled_dot_product_attention": _emit_attention,
 }
 
 
