@@ -61,6 +61,8 @@ class Head:
     annotations: tuple[str, ...]
     float32: tuple[str, ...]
     """Models compared in float32."""
+    momentum: tuple[str, ...]
+    """Models trained with SGD in float64."""
 
     @property
     def versions(self) -> str:
@@ -87,7 +89,8 @@ _TEXT = """# Models that were tried
 
 Made by `python -m benchmarks.models` on {date}, with {versions}, on gloo
 processes of one machine. Small models with random weights, a batch of 8 rows, {steps} steps of AdamW, `shares=[3, 1]`
-on every level, `sync_batchnorm=True`.
+on every level, `sync_batchnorm=True`. {momentum}: SGD with momentum; batch norm over few values is so ill-conditioned
+that with AdamW one process differs from itself when its rows are flipped.
 
 *exact*: loss, gradients, parameters and buffers are those of one process in float64, within 1e-9 of the largest
 ({float32}: in float32 with SGD and momentum, within 1e-5, for want of float64 operators or for tables in float32).
@@ -108,6 +111,7 @@ def document(head: Head, date: str, rows: Sequence[Row]) -> str:
         versions=head.versions,
         steps=head.steps,
         float32=", ".join(sorted(head.float32)),
+        momentum=", ".join(sorted(head.momentum)),
         summary=summary(rows),
         columns=" | ".join(head.annotations),
         lines="---|" * len(head.annotations),

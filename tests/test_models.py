@@ -106,7 +106,7 @@ ROWS = [
     Row("c", 1, (), ("exact", "exact", "**failed**: KeyError: 3")),
     Row("d", 1, (), ("refused: no", "refused: no", "refused: no")),
 ]
-HEAD = Head("2.0", "5.0", 2, tuple(ANNOTATIONS), ("a",))
+HEAD = Head("2.0", "5.0", 2, tuple(ANNOTATIONS), ("a",), ("b",))
 
 
 def test_a_row_tells_what_was_refused() -> None:
