@@ -71,7 +71,7 @@ def test_ranks_differ_in_their_local_shapes_only(made: Analysed) -> None:
 
 @pytest.mark.parametrize(("rank", "rows", "heads"), [(0, 4, 3), (1, 4, 1), (2, 2, 3), (3, 2, 1)])
 def test_shapes_are_those_of_the_rank(made: Analysed, rank: int, rows: int, heads: int) -> None:
-    (attention,) = lines_of(made, rank, "aten.scaled_dot")
+    (attention,) = lines_of(made, rank, "whalepy.attention")
     assert f"# f32[{rows}, {heads}, 5, 4] (S(0.0), S(1.0))" in attention
 
 

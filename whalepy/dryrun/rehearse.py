@@ -17,7 +17,7 @@ from whalepy.dryrun.silent import SilentGroup
 from whalepy.errors import PlanError
 from whalepy.planner.plan import Plan
 from whalepy.planner.work import Rehearsal
-from whalepy.rewrite.kernels import Seeded, grouped_attention
+from whalepy.rewrite.kernels import Seeded, attention
 from whalepy.runtime.arguments import Arguments, Shape, as_arguments, leaf_names, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe
 from whalepy.runtime.captured import CapturedModel, Runnable
@@ -213,6 +213,6 @@ def fused_attention(
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _FUSED: dict[Any, Any] = {
-    **dict.fromkeys((_ATTENTION, grouped_attention), fused_attention),
-    **dict.fromkeys((Seeded(_ATTENTION), Seeded(grouped_attention)), Seeded(fused_attention)),
+    **dict.fromkeys((_ATTENTION, attention), fused_attention),
+    **dict.fromkeys((Seeded(_ATTENTION), Seeded(attention)), Seeded(fused_attention)),
 }

@@ -178,10 +178,10 @@ def _emit_repeat_interleave(
 def _emit_attention(
     rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
 ) -> fx.Node:
-    """With fewer key heads than query heads, an operator that can do without any."""
+    """Where it is cut, an operator that can do without rows and heads."""
     new = _emit_same(rewriter, i, node, operands, modes)
-    if Call(node)["enable_gqa"] and any(mode.kind == "S" for mode in modes):
-        new.target = kernels.grouped_attention
+    if any(mode.kind == "S" for mode in modes):
+        new.target = kernels.attention
     return new
 
 

@@ -108,10 +108,8 @@ class Guarded:
         return made[0] if len(made) == 1 else tuple(made)
 
 
-def grouped_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kw: Any
-) -> torch.Tensor:
-    """Attention with fewer key heads than query heads; torch 2.11 divides by the number of query heads held here."""
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kw: Any) -> torch.Tensor:
+    """Attention, or zeros where this device has no rows or heads: torch 2.11 divides by their number."""
     if query.numel() and key.numel():
         return torch.ops.aten.scaled_dot_product_attention.default(query, key, value, *args, **kw)
     return query.new_zeros((*query.shape[:-1], value.shape[-1]))
