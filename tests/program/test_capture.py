@@ -710,7 +710,10 @@ def normal_likelihood(m: Any, x: Tensor) -> Tensor:
     return -torch.distributions.Normal(mean, mean.exp()).log_prob(x).mean()
 
 
-def test_distributions_are_captured_without_their_checks_and_check_again_afterwards() -> None:
+def test_distributions_are_captured_without_their_checks_and_check_again_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile switches it off
     model = Model(normal_likelihood)
     check_against_eager(model, capture(model, (X,)), torch.randn(3, 6))
     with pytest.raises(ValueError, match="scale"):

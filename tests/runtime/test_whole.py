@@ -137,13 +137,13 @@ class Custom(Linears):
         return self.second(Scaled.apply(self.first(x), Factor(2.0))).square().mean()
 
 
-class Checked(Linears):
-    """A python check of values."""
+class Halving(Linears):
+    """As many steps as the values of a parameter ask for."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.second(self.first(x))
-        if not torch.isfinite(y).all():  # refused here
-            raise ValueError("the activations are not finite")
+        y, size = self.second(self.first(x)), self.second.weight.detach().norm()
+        while size > 0.5:  # refused here
+            y, size = y / 2, size / 2
         return y.square().mean()
 
 
@@ -163,7 +163,7 @@ MODELS: dict[type[nn.Module], Callable[[], list[Any]]] = {
     Remembered: rows,
     Listed: rows,
     Custom: rows,
-    Checked: rows,
+    Halving: rows,
 }
 # Nothing of the forward's own is where export stops.
 WITHOUT_LINE = {Custom}
