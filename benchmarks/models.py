@@ -44,7 +44,7 @@ MODELS = {name: _ALL[name] for name in (*NAMED, *(name for name in _ALL if name 
 FLOAT32_ONLY = {  # baddbmm with a float32 bias, grouped products, tables, masks and losses made in float32
     *("bloom", "mixtral", "qwen2_moe", "jamba", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss"),
     *("granitemoe", "minimax", "olmoe", "phimoe", "qwen3_moe", "qwen3_next", "splinter", "switch", "vaultgemma"),
-    *("xglm", "tapas", "wav2vec2_ctc", "diffllama"),
+    *("xglm", "tapas", "wav2vec2_ctc", "diffllama", "prophetnet", "longt5_global", "nllb_moe"),
 }
 ILL_CONDITIONED = {"mobilenet_v1", "mobilenet_v2"}
 """Batch norm over few values: in one process too, with its rows flipped, AdamW changes parameters by 1e-8 more or less

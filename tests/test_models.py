@@ -46,6 +46,12 @@ REFUSED = {
     "informer": r"at:  modeling_informer\.py:\d+",  # takes a mask of the undistilled length, which only export makes
     "autoformer": r"at:  modeling_autoformer\.py:\d+",  # likewise for a mask of the wrong length
     "flava": r"at:  modeling_flava\.py:\d+",  # gathers from all ranks by itself
+    "led": r"at:  modeling_led\.py:\d+",  # attends globally where the mask says so, as longformer
+    "ibert": r"at:  quant_modules\.py:\d+",  # starts its ranges where they are equal
+    "fsmt": r"at:  modeling_fsmt\.py:\d+",  # drops a mask that masks nothing
+    "reformer": r"at:  modeling_reformer\.py:\d+",  # its autograd function takes objects
+    "yoso": r"at:  modeling_yoso\.py:\d+",  # likewise
+    "nllb_moe": r"at:  modeling_nllb_moe\.py:\d+",  # which expert gets which word
     "detr": r"in modeling_detr\.py:\d+",  # clamps if any value is infinite
 }
 
