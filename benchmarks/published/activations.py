@@ -1,9 +1,10 @@
 """Activation memory of Megatron's GPTs by recomputation (Korthikanti et al., arXiv:2205.05198, Figures 1 and 7).
 
 The paper counts what the blocks of the first pipeline stage keep for the backward pass: no embeddings, no head, no
-weights. Here that is the mixed difference of the memory at the end of the forward pass over two depths and two batches,
-which is what one block keeps for so many samples; everything else cancels. The first stage of 1F1B holds as many blocks'
-worth of microbatches as the model has blocks, with interleaving `1 + (p - 1) / (p m)` times that (the paper, section 4.2.3).
+weights. Here that is the mixed difference of the memory at the end of the forward pass over two depths and two
+batches, which is what one block keeps for so many samples; everything else cancels. The first stage of 1F1B holds as
+many blocks' worth of microbatches as the model has blocks, with interleaving `1 + (p - 1) / (p m)` times that (the
+paper, section 4.2.3).
 """
 
 from __future__ import annotations

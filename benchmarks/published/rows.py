@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parent
 TABLES = ("llm_foundry", "torchtitan", "megatron", "examples", "fits", "sailor_gh200")
 INTEGERS = ("nodes", "per_node", "batch", "replicate", "split", "microbatches", "zero")
 
-# Variants of known types, as their publishers state them. Source: torchtitan, benchmarks/llama3_h100_202412_torchtitan.md
-# ("Hardware": 96 GB HBM2e, 2.4 TB/s, 500 W).
+# Variants of known types, as their publishers state them. Source: pytorch/torchtitan,
+# benchmarks/llama3_h100_202412_torchtitan.md, "Hardware": 96 GB HBM2e, 2.4 TB/s, 500 W.
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "H100-96GB": {"base": "H100-SXM", "memory_gib": 95.0, "memory_bandwidth": 2.4e12},
 }
