@@ -11,6 +11,8 @@ from typing import Any
 from unittest import mock
 
 import sympy
+import torch
+from torch.fx.experimental import sym_node
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -42,7 +44,7 @@ def branches_noted(branches: Branches, checks: Checks) -> Generator[None]:
     def noted(node: Any) -> bool:
         condition = node.expr
         asking = sys._getframe(2)  # below SymBool.__bool__
-        place = place_of_frames([(asking.f_code.co_filename, asking.f_lineno)])
+        place = _place_of_question(asking)
         outcome = answered(checks, asking, lambda: bool(decide(node)))
         if place is not None:
             branches.note(condition, outcome, place)
@@ -50,6 +52,16 @@ def branches_noted(branches: Branches, checks: Checks) -> Generator[None]:
 
     with mock.patch.object(SymNode, "bool_", noted):
         yield
+
+
+def _place_of_question(asking: FrameType | None) -> str | None:
+    """The user's line that asks, itself or by making a number of the answer: `int(n > 1)`, `(n > 1) * x`."""
+    while asking is not None and asking.f_code.co_filename in _NUMBER_FILES:
+        asking = asking.f_back
+    return None if asking is None else place_of_frames([(asking.f_code.co_filename, asking.f_lineno)])
+
+
+_NUMBER_FILES = (torch.__file__, sym_node.__file__)
 
 
 def answered(checks: Checks, asking: FrameType, decide: Callable[[], bool]) -> bool:

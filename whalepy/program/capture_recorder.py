@@ -15,10 +15,11 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from whalepy.errors import CaptureError
-from whalepy.program.capture_branches import answered
+from whalepy.program.capture_branches import Branches, answered
 from whalepy.program.capture_checks import Checks
 from whalepy.program.capture_places import PLACE_KEY, frames_within, place_of_frames
 from whalepy.program.capture_scalars import Scalars
+from whalepy.program.capture_small_sizes import settled
 
 _CHECKPOINT = os.path.join(os.path.dirname(torch.__file__), "utils", "checkpoint.py")
 _HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
@@ -46,9 +47,12 @@ class Recorder(TorchFunctionMode):
     CaptureError: a gradient hook. SizesTooComplexError: see there.
     """
 
-    def __init__(self, outermost: CodeType, shape_env: Any, checks: Checks, *, bounded: bool = True) -> None:
+    def __init__(
+        self, outermost: CodeType, shape_env: Any, checks: Checks, branches: Branches, *, bounded: bool = True
+    ) -> None:
         super().__init__()
         self._checks = checks
+        self._branches = branches
         self._bounded = bounded  # whether conditions may grow too long: not where all but the rows are numbers
         self._operators = 0  # in all conditions so far
         self._outermost = outermost  # frames from here outwards are the caller's, not the model's
@@ -75,10 +79,13 @@ class Recorder(TorchFunctionMode):
             self.checkpoints.add(place)
         with self._guards_noted(place), fx_traceback.annotate({PLACE_KEY: place}):
             try:
-                return self._scalars(func, args, kwargs or {})
+                result = self._scalars(func, args, kwargs or {})
             except GuardOnDataDependentSymNode as error:
                 self._checks.refused = self._checks.refused or error
                 raise
+            for condition in settled(func, args, kwargs or {}, result):
+                self._branches.note(condition, True, place)
+            return result
 
     @contextlib.contextmanager
     def _guards_noted(self, place: str) -> Generator[None]:

@@ -207,8 +207,8 @@ class CaptureWrapper(nn.Module):
         args, kwargs = pytree.tree_unflatten(values, self.spec)
         before = state_of(self.model)
         free = self.seen.sizes_fixed_at is None
-        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), self.checks, bounded=free)
         branches = Branches()
+        recorder = Recorder(CaptureWrapper.forward.__code__, _shape_env(leaves), self.checks, branches, bounded=free)
         lost: dict[str, str | None] = {}
         try:
             with recorder, _as_traced(lost), branches_noted(branches, self.checks):
