@@ -80,7 +80,8 @@ class WholeModel(ParallelModel):
             if not model.training:
                 model.train()
             own = self._loss(example) * share
-            own.backward()
+            if own.requires_grad:
+                own.backward()
             loss = own.detach().double()
         gradients = reduce_over(self._group, [p.grad for p in parameters], parameters)
         for p, old, new in zip(parameters, before, gradients, strict=True):
@@ -144,7 +145,7 @@ class WholeModel(ParallelModel):
         return torch.float64 if torch.float64 in floating else torch.float32
 
     def _average_buffers(self, kept: _Kept, weights: Sequence[float]) -> None:
-        """Buffers that the step wrote, on whichever rank: floats averaged by weight, others from the first that ran."""
+        """Buffers that the step wrote, on whichever rank: averaged by weight, whole numbers from the first that ran."""
         if not kept.buffers:
             return
         position = self._group.position
@@ -154,7 +155,7 @@ class WholeModel(ParallelModel):
         for buffer, value, written in zip(kept.buffers.values(), values, self._sum(own).tolist(), strict=True):
             if not written:
                 continue
-            if buffer.dtype.is_floating_point:
+            if buffer.dtype.is_floating_point or buffer.dtype.is_complex:
                 part = value * (weights[position] / sum(weights)) if weights[position] > 0 else torch.zeros_like(value)
             else:
                 part = value.long() if position == first else torch.zeros_like(value, dtype=torch.int64)
