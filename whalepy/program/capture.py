@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from whalepy.errors import CaptureError
 from whalepy.program.capture_devices import with_device
 from whalepy.program.capture_export import check_arguments, export_freely
-from whalepy.program.capture_gradients import settle_gradients
+from whalepy.program.capture_gradients import make_dense, settle_gradients
 from whalepy.program.capture_inputs import BatchDim, batch_dims, flatten_inputs
 from whalepy.program.capture_mutations import check_memory, keep_mutations
 from whalepy.program.capture_order import settle_order
@@ -118,6 +118,7 @@ def capture(
     check_memory(mutations, placeholders)
     flat = functional.graph
     settle_gradients(flat, {placeholder.node for placeholder in placeholders if placeholder.kind == "parameter"})
+    seen.sparse_gradients = make_dense(flat)
     flat, placeholders = settle_order(flat, placeholders)
     inputs = input_sizes(flat.graph, placeholders)
     guards = all_guards(flat.graph, seen.guard_places, seen.branches)

@@ -31,6 +31,26 @@ def settle_gradients(module: fx.GraphModule, parameters: Collection[str]) -> Non
     module.recompile()
 
 
+def make_dense(module: fx.GraphModule) -> tuple[str, ...]:
+    """Embeddings give their gradients dense, in place: ranks add them. The user's lines that ask for sparse ones."""
+    lines: dict[str, None] = {}
+    for node in module.graph.find_nodes(op="call_function"):
+        place = _place_of_sparse(node.target)
+        if place is not None and len(node.args) > place and node.args[place] is True:
+            node.update_arg(place, False)
+            lines[str(node.meta.get("where") or "the model")] = None
+    module.recompile()
+    return tuple(lines)
+
+
+def _place_of_sparse(target: Any) -> int | None:
+    """Where among its arguments an operator is told to give sparse gradients."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    names = [argument.name for argument in target._schema.arguments]
+    return names.index("sparse") if "sparse" in names else None
+
+
 def _idle(node: fx.Node, carrying: set[fx.Node]) -> Any:
     """What `node` equals, if all it does is to cut or carry a gradient that is not there; None otherwise."""
     if node.target is aten.lift_fresh_copy.default:  # a copy of a literal, which nobody writes to any more

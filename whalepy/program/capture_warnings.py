@@ -12,7 +12,7 @@ from whalepy.program.capture_wrapper import Seen
 
 def warnings_of(model: nn.Module, seen: Seen) -> tuple[str, ...]:
     """Sentences on what the captured graph does not keep of the model."""
-    return (*_checkpointing(model, seen), *_assignments(seen), *_fixed_sizes(seen), *_checks(seen))
+    return (*_checkpointing(model, seen), *_assignments(seen), *_fixed_sizes(seen), *_checks(seen), *_sparse(seen))
 
 
 def _checkpointing(model: nn.Module, seen: Seen) -> Iterator[str]:
@@ -42,6 +42,11 @@ def _fixed_sizes(seen: Seen) -> Iterator[str]:
 def _checks(seen: Seen) -> Iterator[str]:
     for place in seen.checks_passed:
         yield f"{place} raises an error for some values in tensors: the captured graph does not look"
+
+
+def _sparse(seen: Seen) -> Iterator[str]:
+    for place in seen.sparse_gradients:
+        yield f"{place} asks for sparse gradients: they are dense here"
 
 
 def check_backwards(functions: Mapping[str, str | None]) -> None:

@@ -169,6 +169,7 @@ class Seen:
     branches: dict[Any, str] = field(default_factory=dict[Any, str])  # condition on sizes -> user's line that asked it
     checks_passed: tuple[str, ...] = ()  # user's lines that raise an error for some values, sorted
     sizes_fixed_at: str | None = None  # user's line that made free sizes too complex
+    sparse_gradients: tuple[str, ...] = ()  # user's lines of embeddings with sparse gradients
     checkpoint_places: tuple[str, ...] = ()  # user's lines that ran inside torch.utils.checkpoint, sorted
 
 

@@ -156,10 +156,12 @@ def broadcast(host: Group, value: torch.Tensor) -> torch.Tensor:
 def reduce_over(
     group: Group, gradients: Sequence[torch.Tensor | None], parameters: Sequence[nn.Parameter]
 ) -> list[torch.Tensor | None]:
-    """Sums over one level of gradients that some ranks may lack; None where no rank has one. Collective."""
+    """Sums over one level of gradients that some ranks may lack, dense; None where no rank has one. Collective."""
+    if not parameters:
+        return []
     present = torch.tensor([g is not None for g in gradients], dtype=torch.int64, device=parameters[0].device)
     anywhere = convert(present, "P", "R", group).tolist() if group.size > 1 else present.tolist()
     return [
-        convert(torch.zeros_like(p) if g is None else g, "P", "R", group) if here else None
+        convert(torch.zeros_like(p) if g is None else g.to_dense(), "P", "R", group) if here else None
         for g, p, here in zip(gradients, parameters, anywhere, strict=True)
     ]
