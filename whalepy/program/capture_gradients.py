@@ -34,7 +34,7 @@ def settle_gradients(module: fx.GraphModule, parameters: Collection[str]) -> Non
 def make_dense(module: fx.GraphModule) -> tuple[str, ...]:
     """Embeddings give their gradients dense, in place: ranks add them. The user's lines that ask for sparse ones."""
     lines: dict[str, None] = {}
-    for node in module.graph.find_nodes(op="call_function"):
+    for node in module.graph.nodes:
         place = _place_of_sparse(node.target)
         if place is not None and len(node.args) > place and node.args[place] is True:
             node.update_arg(place, False)
