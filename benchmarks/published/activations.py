@@ -70,13 +70,13 @@ def _cached(entry: Mapping[str, str], mode: str, known: dict[tuple[str, str], fl
 
 def kept_by_block(entry: Mapping[str, str], recompute: str) -> float:
     """Bytes that one block keeps on one device for one microbatch."""
-    batch = int(entry["microbatch"])
+    batch = int(entry["tp"])  # a row per device, so that data parallelism could be compared too
 
     def kept(layers: int, rows: int) -> int:
         return _after_forward(entry, layers, rows, recompute)
 
     more = kept(DEEP, 2 * batch) - kept(SHALLOW, 2 * batch) - (kept(DEEP, batch) - kept(SHALLOW, batch))
-    return more / (DEEP - SHALLOW)
+    return more / (DEEP - SHALLOW) / batch * int(entry["microbatch"])
 
 
 def _after_forward(entry: Mapping[str, str], layers: int, rows: int, recompute: str) -> int:
