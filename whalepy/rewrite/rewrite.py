@@ -75,6 +75,8 @@ class Rewriter:
     layouts: dict[tuple[int, int], Layout] = field(default_factory=dict[tuple[int, int], Layout])
     moved: dict[tuple[int, int, Layout], fx.Node] = field(default_factory=dict[tuple[int, int, Layout], fx.Node])
     symbols: dict[fx.Node, fx.Node] = field(default_factory=dict[fx.Node, fx.Node])
+    inner: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The graphs that operators such as torch.cond choose from, by name."""
 
     def run(self) -> Rewritten:
         """The rewritten graph."""
@@ -87,7 +89,7 @@ class Rewriter:
         self.graph.output(tuple(outputs))
         self.graph.eliminate_dead_code()
         bindings = self._order_bindings()
-        module = fx.GraphModule({}, self.graph)
+        module = fx.GraphModule(self.inner, self.graph)
         named = {node.name: key for key, node in self.made.items()}
         layouts = {name: (self.layouts[key],) for name, key in named.items()}
         return Rewritten(module, bindings, captured.results, captured.mutations, layouts, named)
@@ -237,8 +239,11 @@ class Rewriter:
         return self._symbol(node, step=False)
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        """A number that depends on data: the same computation on whole values."""
-        if node not in self.symbols:
+        """A number that depends on data: the same computation on whole values. Or a graph within the graph."""
+        if node.op == "get_attr" and node not in self.symbols:
+            self.inner[str(node.target)] = getattr(self.program.captured.graph, str(node.target))
+            self.symbols[node] = self.graph.get_attr(str(node.target))
+        elif node not in self.symbols:
             replicated: Layout = ("R",) * len(self.decisions.mesh)
             tensors = {n: self._value(n, replicated) for n in tensor_operands(node)}
             args = self.argument(node.args, tensors)
