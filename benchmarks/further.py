@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import own
-from benchmarks.catalogue import (
+from benchmarks.own import Classifier, Recommender, Translator, UNet
+from benchmarks.sizes_and_batches import (
+    CONVNEXT,
+    DECODER,
     ENCODER,
+    FORECAST,
+    GPT,
     GROUPED,
     LENGTH,
     NO_DROP,
@@ -21,25 +25,19 @@ from benchmarks.catalogue import (
     hf,
     ids,
     images,
+    large_pixels,
     masked,
+    own,
     pixels,
+    seeded,
+    series,
+    unmasked,
+    without,
 )
 
 
-def _seed() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _unmasked() -> dict[str, Any]:
-    return {name: value for name, value in masked().items() if name != "attention_mask"}
-
-
-def _larger() -> dict[str, Any]:
-    return {"pixel_values": images(64), "labels": classes()}
-
-
 def _boxes() -> dict[str, Any]:
-    corners = torch.randint(0, 30, (ROWS, LENGTH, 2), generator=_seed())
+    corners = torch.randint(0, 30, (ROWS, LENGTH, 2), generator=seeded())
     return {**masked(), "bbox": torch.cat([corners, corners + 10], dim=-1)}
 
 
@@ -48,49 +46,28 @@ def _text_classes() -> dict[str, Any]:
 
 
 def _image_and_text() -> dict[str, Any]:
-    answers = torch.rand(ROWS, 10, generator=_seed())
+    answers = torch.rand(ROWS, 10, generator=seeded())
     return {"input_ids": ids(), "pixel_values": images(), "pixel_mask": torch.ones(ROWS, 32, 32, dtype=torch.long)} | {
         "labels": answers
     }
 
 
 def _speech() -> dict[str, Any]:
-    return {"input_features": torch.randn(ROWS, 32, 8, generator=_seed()), "labels": ids()}
-
-
-def series() -> dict[str, Any]:
-    past, future, lags = 10, 4, 3
-    values = torch.randn(ROWS, past + lags + future, generator=_seed())
-    time = torch.randn(ROWS, past + lags + future, 2, generator=_seed())
-    return {
-        "past_values": values[:, : past + lags],
-        "past_time_features": time[:, : past + lags],
-        "past_observed_mask": torch.ones(ROWS, past + lags),
-        "future_values": values[:, past + lags :],
-        "future_time_features": time[:, past + lags :],
-    }
+    return {"input_features": torch.randn(ROWS, 32, 8, generator=seeded()), "labels": ids()}
 
 
 def _windows() -> dict[str, Any]:
-    g = _seed()
+    g = seeded()
     return {"past_values": torch.randn(ROWS, 32, 3, generator=g), "future_values": torch.randn(ROWS, 8, 3, generator=g)}
 
 
-def _own(kind: type[torch.nn.Module], batch: Callable[[], dict[str, Any]]) -> Callable[[], Made]:
-    def make() -> Made:
-        torch.manual_seed(0)
-        return kind(), batch()
-
-    return make
-
-
 def _noised() -> dict[str, Any]:
-    times = torch.rand(ROWS, 1, generator=_seed())
-    return {"images": images(16), "times": times, "noise": torch.randn(ROWS, 3, 16, 16, generator=_seed())}
+    times = torch.rand(ROWS, 1, generator=seeded())
+    return {"images": images(16), "times": times, "noise": torch.randn(ROWS, 3, 16, 16, generator=seeded())}
 
 
 def _clicks() -> dict[str, Any]:
-    g = _seed()
+    g = seeded()
     kinds = torch.stack([torch.randint(31, (ROWS,), generator=g), torch.randint(7, (ROWS,), generator=g)], dim=1)
     bags = torch.randint(50, (ROWS, 4), generator=g)
     return {"numbers": torch.randn(ROWS, 5, generator=g), "bags": bags, "kinds": kinds} | {
@@ -104,15 +81,11 @@ def _sentences() -> dict[str, Any]:
     return {"input_ids": ids(length=9), "decoder_input_ids": ids(seed=1), "labels": labels}
 
 
-_GPT = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-_GPT_NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-_POSITIONS = {k: v for k, v in S2S.items() if k != "max_position_embeddings"}
-
 FURTHER: dict[str, Callable[[], Made]] = {
-    "unet": _own(own.UNet, _noised),
-    "dlrm": _own(own.Recommender, _clicks),
-    "lstm": _own(own.Translator, _sentences),
-    "convnet": _own(own.Classifier, pixels),
+    "unet": own(UNet, _noised),
+    "dlrm": own(Recommender, _clicks),
+    "lstm": own(Translator, _sentences),
+    "convnet": own(Classifier, pixels),
     "roformer": hf("RoFormerForMaskedLM", "RoFormerConfig", masked, **ENCODER),
     "ernie": hf("ErnieForMaskedLM", "ErnieConfig", masked, **ENCODER),
     "layoutlm": hf(
@@ -126,7 +99,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
     "nystromformer": hf(
         "NystromformerForMaskedLM",
         "NystromformerConfig",
-        _unmasked,
+        unmasked,
         **ENCODER,
         num_landmarks=4,
         segment_means_seq_len=12,
@@ -165,7 +138,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
     "levit": hf(
         "LevitForImageClassification",
         "LevitConfig",
-        _larger,
+        large_pixels,
         image_size=64,
         hidden_sizes=[16, 32, 32],
         num_attention_heads=[2, 2, 2],
@@ -189,7 +162,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
         "Speech2TextForConditionalGeneration",
         "Speech2TextConfig",
         _speech,
-        **_POSITIONS,
+        **without(S2S, "max_position_embeddings"),
         input_feat_per_channel=8,
         conv_channels=16,
         num_conv_layers=2,
@@ -201,22 +174,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
         "TimeSeriesTransformerForPrediction",
         "TimeSeriesTransformerConfig",
         series,
-        prediction_length=4,
-        context_length=10,
-        lags_sequence=[1, 2, 3],
-        num_time_features=2,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        encoder_layerdrop=0.0,
-        decoder_layerdrop=0.0,
+        **{**FORECAST, "encoder_layers": 1},
     ),
     "patchtst": hf(
         "PatchTSTForPrediction",
@@ -241,7 +199,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
     "rwkv": hf(
         "RwkvForCausalLM",
         "RwkvConfig",
-        _unmasked,
+        unmasked,
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=2,
@@ -263,7 +221,7 @@ FURTHER: dict[str, Callable[[], Made]] = {
     "fnet": hf(
         "FNetForMaskedLM",
         "FNetConfig",
-        _unmasked,
+        unmasked,
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
@@ -287,22 +245,13 @@ FURTHER: dict[str, Callable[[], Made]] = {
         "ModernBertForMaskedLM",
         "ModernBertConfig",
         masked,
-        **{k: v for k, v in ENCODER.items() if "prob" not in k},
+        **DECODER,
         local_attention=4,
     ),
-    "gpt_bigcode": hf("GPTBigCodeForCausalLM", "GPTBigCodeConfig", masked, **_GPT, **_GPT_NO_DROP),
+    "gpt_bigcode": hf("GPTBigCodeForCausalLM", "GPTBigCodeConfig", masked, **GPT),
     "granite": hf("GraniteForCausalLM", "GraniteConfig", masked, **GROUPED),
-    "ctrl": hf("CTRLLMHeadModel", "CTRLConfig", masked, **_GPT, dff=64, resid_pdrop=0.0, embd_pdrop=0.0),
+    "ctrl": hf("CTRLLMHeadModel", "CTRLConfig", masked, **without(GPT, "attn_pdrop"), dff=64),
     "mpnet": hf("MPNetForMaskedLM", "MPNetConfig", masked, **ENCODER),
     "squeezebert": hf("SqueezeBertForMaskedLM", "SqueezeBertConfig", masked, **ENCODER, embedding_size=32),
-    "convnextv2": hf(
-        "ConvNextV2ForImageClassification",
-        "ConvNextV2Config",
-        pixels,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        num_stages=2,
-        patch_size=4,
-        num_labels=10,
-    ),
+    "convnextv2": hf("ConvNextV2ForImageClassification", "ConvNextV2Config", pixels, **CONVNEXT),
 }

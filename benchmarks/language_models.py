@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.catalogue import ENCODER, GROUPED, VOCABULARY, Made, hf, masked
-from benchmarks.text_models import GPT, T5, pairs_of_texts, unmasked
+from benchmarks.sizes_and_batches import (
+    ENCODER,
+    GPT,
+    GROUPED,
+    STATES,
+    T5,
+    VOCABULARY,
+    Made,
+    hf,
+    masked,
+    pairs_of_texts,
+    unmasked,
+)
 
 _EXPERTS: dict[str, Any] = {**GROUPED, "num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 16}
 _LATENT: dict[str, Any] = {
@@ -27,7 +38,7 @@ _LATENT: dict[str, Any] = {
 }
 
 DECODERS: dict[str, Callable[[], Made]] = {
-    "openai_gpt": hf("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", masked, **GPT),
+    "openai_gpt": hf("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", masked, **GPT, pad_token_id=0),
     "biogpt": hf("BioGptForCausalLM", "BioGptConfig", masked, **ENCODER, activation_dropout=0.0, layerdrop=0.0),
     "xglm": hf(
         "XGLMForCausalLM",
@@ -177,10 +188,7 @@ RECURRENT: dict[str, Callable[[], Made]] = {
         "Mamba2ForCausalLM",
         "Mamba2Config",
         unmasked,
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        state_size=8,
+        **STATES,
         head_dim=16,
         num_heads=4,
         n_groups=2,
@@ -190,10 +198,7 @@ RECURRENT: dict[str, Callable[[], Made]] = {
         "FalconMambaForCausalLM",
         "FalconMambaConfig",
         unmasked,
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        state_size=8,
+        **STATES,
     ),
     "recurrent_gemma": hf(
         "RecurrentGemmaForCausalLM",

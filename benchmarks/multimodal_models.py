@@ -7,31 +7,28 @@ from typing import Any
 
 import torch
 
-from benchmarks.catalogue import (
+from benchmarks.sizes_and_batches import (
+    DECODER,
     ENCODER,
+    GPT,
     GROUPED,
     LENGTH,
-    NO_DROP,
     ROWS,
     S2S,
-    VOCABULARY,
+    VISION_SIZES,
     Made,
     classes,
     hf,
     ids,
     images,
+    seeded,
+    spectra,
+    without,
 )
-from benchmarks.vision_models import VISION_SIZES
-
-DECODER = {k: v for k, v in ENCODER.items() if k not in NO_DROP}
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _videos() -> dict[str, Any]:
-    return {"pixel_values": torch.randn(ROWS, 4, 3, 32, 32, generator=_generator()), "labels": classes()}
+    return {"pixel_values": torch.randn(ROWS, 4, 3, 32, 32, generator=seeded()), "labels": classes()}
 
 
 def _pairs() -> dict[str, Any]:
@@ -50,20 +47,20 @@ def _written() -> dict[str, Any]:
 
 
 def _spectrograms() -> dict[str, Any]:
-    return {"input_values": torch.randn(ROWS, 32, 16, generator=_generator()), "labels": classes()}
+    return {"input_values": torch.randn(ROWS, 32, 16, generator=seeded()), "labels": classes()}
 
 
 def _sound_classes() -> dict[str, Any]:
-    return {"input_features": torch.randn(ROWS, 8, 24, generator=_generator()), "labels": classes()}
+    return spectra(classes())
 
 
 def _pictures() -> dict[str, Any]:
-    tokens = torch.randint(0, 96, (ROWS, 16), generator=_generator())
+    tokens = torch.randint(0, 96, (ROWS, 16), generator=seeded())
     return {"input_ids": tokens, "labels": tokens}
 
 
 def _regions() -> dict[str, Any]:
-    g = _generator()
+    g = seeded()
     return {"input_ids": ids(), "visual_feats": torch.randn(ROWS, 5, 16, generator=g)} | {
         "visual_pos": torch.rand(ROWS, 5, 4, generator=g),
         "labels": torch.randint(10, (ROWS,), generator=g),
@@ -84,8 +81,7 @@ def _captioner() -> Made:
 
     torch.manual_seed(0)
     encoder = transformers.ViTConfig(**VISION_SIZES)
-    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    decoder = transformers.GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    decoder = transformers.GPT2Config(**GPT)
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         encoder, decoder, decoder_start_token_id=1, pad_token_id=0
     )
@@ -94,11 +90,11 @@ def _captioner() -> Made:
 
 _CLIP_TEXT = {**DECODER, "eos_token_id": 95, "attention_dropout": 0.0}
 
-_CLIP_VISION = {k: v for k, v in VISION_SIZES.items() if k != "num_labels"}
+_CLIP_VISION = without(VISION_SIZES, "num_labels")
 
 _PAIR = {"projection_dim": 16, "text_config": _CLIP_TEXT, "vision_config": _CLIP_VISION}
 
-_DEC = {k: v for k, v in VISION_SIZES.items() if k not in ("num_labels", "image_size", "patch_size")}
+_DEC = without(VISION_SIZES, "num_labels", "image_size", "patch_size")
 
 
 MULTIMODAL: dict[str, Callable[[], Made]] = {
@@ -118,30 +114,17 @@ MULTIMODAL: dict[str, Callable[[], Made]] = {
         "VivitForVideoClassification",
         "VivitConfig",
         _videos,
-        image_size=32,
+        **without(VISION_SIZES, "patch_size"),
         num_frames=4,
         tubelet_size=[2, 8, 8],
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_labels=10,
-        **NO_DROP,
     ),
     "imagegpt": hf(
         "ImageGPTForCausalImageModeling",
         "ImageGPTConfig",
         _pictures,
-        vocab_size=97,
-        n_positions=16,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        **{**GPT, "vocab_size": 97, "n_positions": 16},
     ),
-    "siglip": hf("SiglipModel", "SiglipConfig", _pairs, **{k: v for k, v in _PAIR.items() if k != "projection_dim"}),
+    "siglip": hf("SiglipModel", "SiglipConfig", _pairs, **without(_PAIR, "projection_dim")),
     "align": hf(
         "AlignModel",
         "AlignConfig",
@@ -192,7 +175,7 @@ MULTIMODAL: dict[str, Callable[[], Made]] = {
         "LxmertForQuestionAnswering",
         "LxmertConfig",
         _regions,
-        **{k: v for k, v in ENCODER.items() if k != "num_hidden_layers"},
+        **without(ENCODER, "num_hidden_layers"),
         l_layers=1,
         x_layers=1,
         r_layers=1,
@@ -226,7 +209,7 @@ MULTIMODAL: dict[str, Callable[[], Made]] = {
         "WhisperForAudioClassification",
         "WhisperConfig",
         _sound_classes,
-        **{k: v for k, v in S2S.items() if k != "max_position_embeddings"},
+        **without(S2S, "max_position_embeddings"),
         num_mel_bins=8,
         max_source_positions=12,
         num_labels=10,

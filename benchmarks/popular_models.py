@@ -9,86 +9,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.catalogue import ENCODER, GROUPED, LENGTH, ROWS, VOCABULARY, Made, classes, hf, ids, images, masked
-from benchmarks.further import series
 from benchmarks.own import WithLoss
-
-_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-_WAVES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "conv_dim": [8, 8],
-    "conv_stride": [5, 4],
-    "conv_kernel": [10, 8],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "apply_spec_augment": False,
-    "feat_extract_norm": "layer",
-}
-_LISTENER = {
-    **_WAVES,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "layerdrop": 0.0,
-    "classifier_proj_size": 16,
-    "num_labels": 10,
-}
-_FORECAST = {
-    "prediction_length": 4,
-    "context_length": 10,
-    "lags_sequence": [1, 2, 3],
-    "num_time_features": 2,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 1,
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "encoder_layerdrop": 0.0,
-    "decoder_layerdrop": 0.0,
-}
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _waves() -> dict[str, Any]:
-    return {"input_values": torch.randn(ROWS, 400, generator=_generator()), "labels": classes()}
+from benchmarks.sizes_and_batches import (
+    ENCODER,
+    FORECAST,
+    GROUPED,
+    LENGTH,
+    LISTENER,
+    ROWS,
+    VISION_BODY,
+    VOCABULARY,
+    WAVES,
+    Made,
+    hf,
+    ids,
+    images,
+    masked,
+    own,
+    seeded,
+    series,
+    waves,
+    without,
+)
 
 
 def _transcripts() -> dict[str, Any]:
     labels = ids(6, seed=1)
     labels[0, 4:] = -100
-    return {"input_values": torch.randn(ROWS, 400, generator=_generator()), "labels": labels}
+    return {"input_values": torch.randn(ROWS, 400, generator=seeded()), "labels": labels}
 
 
 def _cells() -> dict[str, Any]:
-    kinds = [torch.randint(count, (ROWS, LENGTH), generator=_generator()) for count in (3, 4, 4, 2, 4, 4, 4)]
+    kinds = [torch.randint(count, (ROWS, LENGTH), generator=seeded()) for count in (3, 4, 4, 2, 4, 4, 4)]
     return {**masked(), "token_type_ids": torch.stack(kinds, dim=-1)}
 
 
 def _answers_about_regions() -> dict[str, Any]:
-    batch = {name: value for name, value in masked().items() if name != "labels"}
-    answers = torch.rand(ROWS, 10, generator=_generator())
+    batch = without(masked(), "labels")
+    answers = torch.rand(ROWS, 10, generator=seeded())
     return {
         **batch,
-        "visual_embeds": torch.randn(ROWS, 5, 16, generator=_generator()),
+        "visual_embeds": torch.randn(ROWS, 5, 16, generator=seeded()),
         "labels": answers / answers.sum(dim=1, keepdim=True),
     }
 
@@ -98,8 +59,8 @@ def _pairs() -> dict[str, Any]:
 
 
 def _masked_pairs() -> dict[str, Any]:
-    tokens, chosen = ids(), torch.rand(ROWS, LENGTH, generator=_generator()) < 0.3
-    hidden = torch.rand(ROWS, 16, generator=_generator()) < 0.3
+    tokens, chosen = ids(), torch.rand(ROWS, LENGTH, generator=seeded()) < 0.3
+    hidden = torch.rand(ROWS, 16, generator=seeded()) < 0.3
     return {
         "input_ids": tokens,
         "input_ids_masked": tokens.masked_fill(chosen, 3),
@@ -125,7 +86,7 @@ def _objects() -> dict[str, Any]:
 
 
 def _features() -> dict[str, Any]:
-    return {"pixel_values": images(), "target": torch.randn(ROWS, 16, 4, 4, generator=_generator())}
+    return {"pixel_values": images(), "target": torch.randn(ROWS, 16, 4, 4, generator=seeded())}
 
 
 class _Distilled(nn.Module):
@@ -135,7 +96,7 @@ class _Distilled(nn.Module):
         super().__init__()
         import transformers
 
-        sizes: dict[str, Any] = {k: v for k, v in _VISION.items() if k != "intermediate_size"}
+        sizes: dict[str, Any] = without(VISION_BODY, "intermediate_size")
         config = transformers.SamVisionConfig(
             **sizes, output_channels=16, window_size=3, global_attn_indexes=[1], mlp_dim=64, initializer_range=0.02
         )
@@ -178,23 +139,18 @@ class _Detector(nn.Module):
         return WithLoss(F.cross_entropy(scores.flatten(0, 1), labels.flatten()))
 
 
-def _made(kind: type[nn.Module], batch: Callable[[], dict[str, Any]]) -> Callable[[], Made]:
-    def make() -> Made:
-        torch.manual_seed(0)
-        return kind(), batch()
-
-    return make
-
-
 POPULAR: dict[str, Callable[[], Made]] = {
-    "hubert": hf("HubertForSequenceClassification", "HubertConfig", _waves, **_LISTENER),
-    "wavlm": hf("WavLMForSequenceClassification", "WavLMConfig", _waves, **_LISTENER, num_buckets=16),
-    "wav2vec2_ctc": hf("Wav2Vec2ForCTC", "Wav2Vec2Config", _transcripts, **_LISTENER),
+    "hubert": hf("HubertForSequenceClassification", "HubertConfig", waves, **LISTENER, vocab_size=VOCABULARY),
+    "wavlm": hf(
+        "WavLMForSequenceClassification", "WavLMConfig", waves, **LISTENER, vocab_size=VOCABULARY, num_buckets=16
+    ),
+    "wav2vec2_ctc": hf("Wav2Vec2ForCTC", "Wav2Vec2Config", _transcripts, **LISTENER, vocab_size=VOCABULARY),
     "speecht5": hf(
         "SpeechT5ForSpeechToText",
         "SpeechT5Config",
         _transcripts,
-        **_WAVES,
+        **WAVES,
+        vocab_size=VOCABULARY,
         encoder_layers=2,
         decoder_layers=2,
         encoder_attention_heads=4,
@@ -211,17 +167,13 @@ POPULAR: dict[str, Callable[[], Made]] = {
         "InformerForPrediction",
         "InformerConfig",
         series,
-        **_FORECAST,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
+        **FORECAST,
     ),
     "autoformer": hf(
         "AutoformerForPrediction",
         "AutoformerConfig",
         series,
-        **_FORECAST,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
+        **FORECAST,
         label_length=4,
         moving_average=5,
     ),
@@ -241,9 +193,9 @@ POPULAR: dict[str, Callable[[], Made]] = {
         hidden_size=32,
         projection_dim=16,
         init_codebook=False,
-        image_config={**_VISION, "vocab_size": VOCABULARY},
+        image_config={**VISION_BODY, "vocab_size": VOCABULARY},
         text_config=ENCODER,
-        multimodal_config={k: v for k, v in _VISION.items() if k not in ("image_size", "patch_size")},
+        multimodal_config=without(VISION_BODY, "image_size", "patch_size"),
         image_codebook_config={},
     ),
     "bridgetower": hf(
@@ -262,10 +214,10 @@ POPULAR: dict[str, Callable[[], Made]] = {
         _questions_to_images,
         num_query_tokens=4,
         image_token_index=VOCABULARY - 1,
-        vision_config={**_VISION, "initializer_range": 0.02},
+        vision_config={**VISION_BODY, "initializer_range": 0.02},
         qformer_config={**ENCODER, "encoder_hidden_size": 32},
         text_config={"model_type": "llama", **GROUPED},
     ),
-    "sam_vision": _made(_Distilled, _features),
-    "detr": _made(_Detector, _objects),
+    "sam_vision": own(_Distilled, _features),
+    "detr": own(_Detector, _objects),
 }

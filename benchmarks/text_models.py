@@ -7,33 +7,40 @@ from typing import Any
 
 import torch
 
-from benchmarks.catalogue import ENCODER, GROUPED, ROWS, S2S, VOCABULARY, Made, hf, ids, masked
-
-
-def pairs_of_texts() -> dict[str, Any]:
-    labels = ids(seed=1)
-    labels[0, 4:] = -100
-    return {**masked(), "labels": labels}
-
-
-def unmasked() -> dict[str, Any]:
-    return {name: value for name, value in masked().items() if name != "attention_mask"}
+from benchmarks.sizes_and_batches import (
+    DECODER,
+    ENCODER,
+    GPT,
+    GROUPED,
+    ROWS,
+    S2S,
+    T5,
+    VOCABULARY,
+    Made,
+    classes,
+    hf,
+    ids,
+    masked,
+    pairs_of_texts,
+    seeded,
+    without,
+)
 
 
 def _without_labels() -> dict[str, Any]:
-    return {name: value for name, value in masked().items() if name != "labels"}
+    return without(masked(), "labels")
 
 
 def _classes() -> dict[str, Any]:
-    return {**_without_labels(), "labels": torch.arange(ROWS) % 3}
+    return {**_without_labels(), "labels": classes(3)}
 
 
 def _scores() -> dict[str, Any]:
-    return {**_without_labels(), "labels": torch.randn(ROWS, generator=torch.Generator().manual_seed(0))}
+    return {**_without_labels(), "labels": torch.randn(ROWS, generator=seeded())}
 
 
 def _several_labels() -> dict[str, Any]:
-    chosen = torch.randint(2, (ROWS, 3), generator=torch.Generator().manual_seed(0))
+    chosen = torch.randint(2, (ROWS, 3), generator=seeded())
     return {**_without_labels(), "labels": chosen.float()}
 
 
@@ -43,47 +50,27 @@ def _tokens() -> dict[str, Any]:
 
 
 def _spans() -> dict[str, Any]:
-    start = torch.arange(ROWS) % 5
+    start = classes(5)
     return {**_without_labels(), "start_positions": start, "end_positions": start + 2}
 
 
 def _choices() -> dict[str, Any]:
     tokens = torch.stack([ids(), ids(seed=1)], dim=1)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.arange(ROWS) % 2}
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": classes(2)}
 
 
 def _next_sentence() -> dict[str, Any]:
-    return {**masked(), "next_sentence_label": torch.arange(ROWS) % 2}
+    return {**masked(), "next_sentence_label": classes(2)}
 
 
 def _ended() -> dict[str, Any]:
     """Each row ends once in the token that BART pools at."""
     tokens = ids()
     tokens[:, -1] = 2
-    return {"input_ids": tokens, "labels": torch.arange(ROWS) % 3}
+    return {"input_ids": tokens, "labels": classes(3)}
 
 
-GPT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 64,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "pad_token_id": 0,
-}
-T5: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_heads": 4,
-    "dropout_rate": 0.0,
-    "decoder_start_token_id": 0,
-}
+_PADDED_GPT: dict[str, Any] = {**GPT, "pad_token_id": 0}
 _XLM: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "emb_dim": 32,
@@ -106,9 +93,11 @@ HEADS: dict[str, Callable[[], Made]] = {
     "bert_choices": hf("BertForMultipleChoice", "BertConfig", _choices, **ENCODER),
     "bert_decoder": hf("BertLMHeadModel", "BertConfig", masked, **ENCODER, is_decoder=True),
     "roberta_classes": hf("RobertaForSequenceClassification", "RobertaConfig", _classes, **ENCODER, **_THREE),
-    "gpt2_classes": hf("GPT2ForSequenceClassification", "GPT2Config", _classes, **GPT, **_THREE),
-    "gpt2_tokens": hf("GPT2ForTokenClassification", "GPT2Config", _tokens, **GPT, **_THREE, classifier_dropout=0.0),
-    "gpt2_spans": hf("GPT2ForQuestionAnswering", "GPT2Config", _spans, **GPT),
+    "gpt2_classes": hf("GPT2ForSequenceClassification", "GPT2Config", _classes, **_PADDED_GPT, **_THREE),
+    "gpt2_tokens": hf(
+        "GPT2ForTokenClassification", "GPT2Config", _tokens, **_PADDED_GPT, **_THREE, classifier_dropout=0.0
+    ),
+    "gpt2_spans": hf("GPT2ForQuestionAnswering", "GPT2Config", _spans, **_PADDED_GPT),
     "llama_classes": hf("LlamaForSequenceClassification", "LlamaConfig", _classes, **GROUPED, **_THREE),
     "bart_classes": hf("BartForSequenceClassification", "BartConfig", _ended, **S2S, **_THREE),
     "t5_classes": hf("T5ForSequenceClassification", "T5Config", _ended, **T5, **_THREE, eos_token_id=2),
@@ -152,7 +141,7 @@ ENCODERS: dict[str, Callable[[], Made]] = {
         "ModernBertForSequenceClassification",
         "ModernBertConfig",
         _classes,
-        **{name: value for name, value in ENCODER.items() if "prob" not in name},
+        **DECODER,
         **_THREE,
     ),
     "canine": hf(
@@ -169,7 +158,7 @@ ENCODERS: dict[str, Callable[[], Made]] = {
         "ReformerForMaskedLM",
         "ReformerConfig",
         masked,
-        **{name: value for name, value in ENCODER.items() if name not in ("hidden_dropout_prob", "intermediate_size")},
+        **without(ENCODER, "hidden_dropout_prob", "intermediate_size"),
         attention_head_size=8,
         feed_forward_size=64,
         attn_layers=["local", "local"],
@@ -222,7 +211,7 @@ TRANSLATORS: dict[str, Callable[[], Made]] = {
         "FSMTForConditionalGeneration",
         "FSMTConfig",
         pairs_of_texts,
-        **{name: value for name, value in S2S.items() if name != "vocab_size"},
+        **without(S2S, "vocab_size"),
         src_vocab_size=VOCABULARY,
         tgt_vocab_size=VOCABULARY,
         langs=["en", "de"],
@@ -231,7 +220,7 @@ TRANSLATORS: dict[str, Callable[[], Made]] = {
         "LEDForConditionalGeneration",
         "LEDConfig",
         pairs_of_texts,
-        **{name: value for name, value in S2S.items() if name != "max_position_embeddings"},
+        **without(S2S, "max_position_embeddings"),
         max_encoder_position_embeddings=64,
         max_decoder_position_embeddings=64,
         attention_window=4,

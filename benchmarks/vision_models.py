@@ -7,63 +7,38 @@ from typing import Any
 
 import torch
 
-from benchmarks.catalogue import (
-    NO_DROP,
-    ROWS,
-    Made,
-    classes,
-    hf,
-    images,
-    pixels,
-)
 from benchmarks.own_parts import PARTS
 from benchmarks.own_sequences import SEQUENCES
-
-VISION_SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_labels": 10,
-    **NO_DROP,
-}
-
-SMALL = {k: v for k, v in VISION_SIZES.items() if k != "intermediate_size"}
-
-SWIN = {
-    "image_size": 32,
-    "patch_size": 4,
-    "embed_dim": 16,
-    "depths": [1, 1],
-    "num_heads": [2, 4],
-    "window_size": 4,
-    "num_labels": 10,
-    "drop_path_rate": 0.0,
-}
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _large() -> dict[str, Any]:
-    return {"pixel_values": images(64), "labels": classes()}
+from benchmarks.sizes_and_batches import (
+    CONVNEXT,
+    NO_DROP,
+    ROWS,
+    SEGFORMER,
+    SWIN,
+    VISION_SIZES,
+    Made,
+    hf,
+    images,
+    large_pixels,
+    own,
+    pixels,
+    seeded,
+    without,
+)
 
 
 def _masked_images() -> dict[str, Any]:
-    return {"pixel_values": images(), "noise": torch.rand(ROWS, 16, generator=_generator())}
+    return {"pixel_values": images(), "noise": torch.rand(ROWS, 16, generator=seeded())}
 
 
 def _segments() -> dict[str, Any]:
-    labels = torch.randint(10, (ROWS, 32, 32), generator=_generator())
+    labels = torch.randint(10, (ROWS, 32, 32), generator=seeded())
     labels[0, :4] = 255
     return {"pixel_values": images(), "labels": labels}
 
 
 def _depths() -> dict[str, Any]:
-    return {"pixel_values": images(), "labels": torch.rand(ROWS, 64, 64, generator=_generator()) + 0.5}
+    return {"pixel_values": images(), "labels": torch.rand(ROWS, 64, 64, generator=seeded()) + 0.5}
 
 
 def _without_dropout(make: Callable[[], Made]) -> Callable[[], Made]:
@@ -79,16 +54,8 @@ def _without_dropout(make: Callable[[], Made]) -> Callable[[], Made]:
     return quiet
 
 
-def _part(make_model: Callable[[], torch.nn.Module], batch: Callable[[], dict[str, Any]]) -> Callable[[], Made]:
-    def make() -> Made:
-        torch.manual_seed(0)
-        return make_model(), batch()
-
-    return make
-
-
 VISION: dict[str, Callable[[], Made]] = {
-    **{name: _part(*part) for name, part in {**PARTS, **SEQUENCES}.items()},
+    **{name: own(*part) for name, part in {**PARTS, **SEQUENCES}.items()},
     "vit": hf("ViTForImageClassification", "ViTConfig", pixels, **VISION_SIZES),
     "resnet": hf(
         "ResNetForImageClassification",
@@ -99,29 +66,8 @@ VISION: dict[str, Callable[[], Made]] = {
         depths=[1, 1],
         num_labels=10,
     ),
-    "swin": hf(
-        "SwinForImageClassification",
-        "SwinConfig",
-        pixels,
-        image_size=32,
-        patch_size=4,
-        embed_dim=16,
-        depths=[1, 1],
-        num_heads=[2, 4],
-        window_size=4,
-        num_labels=10,
-        drop_path_rate=0.0,
-    ),
-    "convnext": hf(
-        "ConvNextForImageClassification",
-        "ConvNextConfig",
-        pixels,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        num_stages=2,
-        num_labels=10,
-        patch_size=4,
-    ),
+    "swin": hf("SwinForImageClassification", "SwinConfig", pixels, **SWIN),
+    "convnext": hf("ConvNextForImageClassification", "ConvNextConfig", pixels, **CONVNEXT),
     "deit": hf("DeiTForImageClassification", "DeiTConfig", pixels, **VISION_SIZES),
     "beit": hf("BeitForImageClassification", "BeitConfig", pixels, **VISION_SIZES, drop_path_rate=0.0),
     "dinov2": hf(
@@ -155,23 +101,7 @@ VISION: dict[str, Callable[[], Made]] = {
         groups_width=4,
         num_labels=10,
     ),
-    "segformer": hf(
-        "SegformerForImageClassification",
-        "SegformerConfig",
-        pixels,
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        num_labels=10,
-        drop_path_rate=0.0,
-        classifier_dropout_prob=0.0,
-        **NO_DROP,
-    ),
+    "segformer": hf("SegformerForImageClassification", "SegformerConfig", pixels, **SEGFORMER),
     "efficientnet": hf(
         "EfficientNetForImageClassification",
         "EfficientNetConfig",
@@ -194,7 +124,7 @@ VISION: dict[str, Callable[[], Made]] = {
     "mobilenet_v1": hf(
         "MobileNetV1ForImageClassification",
         "MobileNetV1Config",
-        _large,
+        large_pixels,
         image_size=64,
         depth_multiplier=0.25,
         min_depth=4,
@@ -232,13 +162,17 @@ VISION: dict[str, Callable[[], Made]] = {
     "swinv2": hf("Swinv2ForImageClassification", "Swinv2Config", pixels, **SWIN),
     "donut_swin": hf("DonutSwinForImageClassification", "DonutSwinConfig", pixels, **SWIN),
     "dinov2_registers": hf(
-        "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", pixels, **SMALL, drop_path_rate=0.0
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersConfig",
+        pixels,
+        **without(VISION_SIZES, "intermediate_size"),
+        drop_path_rate=0.0,
     ),
     "vit_msn": hf("ViTMSNForImageClassification", "ViTMSNConfig", pixels, **VISION_SIZES),
     "hiera": hf(
         "HieraForImageClassification",
         "HieraConfig",
-        _large,
+        large_pixels,
         image_size=[64, 64],
         embed_dim=8,
         patch_size=[7, 7],
@@ -280,7 +214,7 @@ VISION: dict[str, Callable[[], Made]] = {
     "swiftformer": hf(
         "SwiftFormerForImageClassification",
         "SwiftFormerConfig",
-        _large,
+        large_pixels,
         image_size=64,
         depths=[1, 1],
         embed_dims=[8, 16],
@@ -293,22 +227,7 @@ VISION: dict[str, Callable[[], Made]] = {
         "Data2VecVisionForImageClassification", "Data2VecVisionConfig", pixels, **VISION_SIZES, drop_path_rate=0.0
     ),
     "segformer_masks": hf(
-        "SegformerForSemanticSegmentation",
-        "SegformerConfig",
-        _segments,
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=16,
-        num_labels=10,
-        drop_path_rate=0.0,
-        classifier_dropout_prob=0.0,
-        **NO_DROP,
+        "SegformerForSemanticSegmentation", "SegformerConfig", _segments, **SEGFORMER, decoder_hidden_size=16
     ),
     "dpt": _without_dropout(
         hf(
@@ -342,8 +261,7 @@ VISION: dict[str, Callable[[], Made]] = {
         "ViTMAEForPreTraining",
         "ViTMAEConfig",
         _masked_images,
-        **SMALL,
-        intermediate_size=64,
+        **VISION_SIZES,
         decoder_hidden_size=16,
         decoder_num_hidden_layers=1,
         decoder_num_attention_heads=2,
