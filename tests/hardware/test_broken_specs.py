@@ -169,9 +169,12 @@ def test_any_file(tmp_path_factory: pytest.TempPathFactory, text: str, name: str
 
 
 def _load(source: Any) -> None:
+    """A cluster that is the same when its plain data is read again, or an error in a sentence."""
     try:
         spec = ClusterSpec.load(source)
-    except ClusterError:
+    except ClusterError as error:
+        assert error.what and error.fix, repr(error)
         return
+    assert 0 < min(spec.speeds()) <= max(spec.speeds()) == 1
     assert ClusterSpec.load(json.loads(json.dumps(spec.to_dict()))) == spec
     assert ClusterSpec.load(yaml.safe_load(yaml.safe_dump(spec.to_dict()))) == spec
