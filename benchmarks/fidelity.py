@@ -82,6 +82,7 @@ def forecast_of(row: Row, folder: Path) -> Forecast:
         optimizer=row.optimizer,
         zero=row.zero,
         recompute=row.recompute,
+        keeps_plan=False,
     )
     return run(request, lambda _: None)[0]
 

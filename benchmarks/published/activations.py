@@ -97,6 +97,7 @@ def _after_forward(entry: Mapping[str, str], layers: int, rows: int, recompute: 
             microbatches=1,
             precision="fp16",
             recompute=recompute,
+            keeps_plan=False,
         )
         return _before_backward(run(request, lambda _: None)[0].devices[0])
 
