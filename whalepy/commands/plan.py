@@ -15,6 +15,7 @@ import typer
 from whalepy.errors import PlanError
 
 NOTHING_FITS = 3
+RECOMPUTE = ("none", "attention", "selective", "full")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -32,8 +33,10 @@ def plan(
     schedule: Annotated[str | None, typer.Option("--schedule", help="Not there yet")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="`equal`, or one weight per replica: 3:1")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16")] = None,
-    recompute: Annotated[str, typer.Option("--recompute", help="none; the others are not there yet")] = "none",
-    zero: Annotated[int, typer.Option("--zero", help="0; the others are not there yet")] = 0,
+    recompute: Annotated[
+        str | None, typer.Option("--recompute", help="Force: none, attention, selective or full (a forecast only)")
+    ] = None,
+    zero: Annotated[int | None, typer.Option("--zero", help="Force: 0 to 3, state in parts (a forecast only)")] = None,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, sgd, sgd-momentum, ...")] = "adamw",
     top: Annotated[int, typer.Option("--top", help="How many of the plans tried to show")] = 5,
     program: Annotated[int | None, typer.Option("--program", help="Print the program of this rank")] = None,
@@ -43,11 +46,15 @@ def plan(
     trace: Annotated[Path | None, typer.Option("--trace", help="Write the lanes as a Chrome trace")] = None,
 ) -> None:
     """Show the best plan for a model on a cluster: shares, memory and step time. No GPU, no weights, no processes."""
-    _refuse_later(stages=stages, schedule=schedule, recompute=None if recompute == "none" else recompute, zero=zero)
+    _refuse_later(stages=stages, schedule=schedule)
     for name, value in (("batch-size", batch_size), ("seq-len", seq_len), ("microbatches", microbatches),
                         ("replicate", replicate), ("split", split), ("top", top)):  # fmt: skip
         if value is not None and value < 1:
             raise PlanError(f"--{name} must be at least 1, not {value}")
+    if zero is not None and zero not in range(4):
+        raise PlanError(f"--zero must be 0, 1, 2 or 3, not {zero}")
+    if recompute is not None and recompute not in RECOMPUTE:
+        raise PlanError(f"--recompute {recompute} is not known", fix=f"choose {', '.join(RECOMPUTE)}")
     if precision is not None and precision not in PRECISIONS:
         raise PlanError(f"--precision {precision} is not known", fix=f"choose {', '.join(PRECISIONS)}")
     from whalepy.planner.shares import parse_shares
@@ -56,13 +63,26 @@ def plan(
     from whalepy.dryrun.run import Request, run
 
     request = Request(
-        target, cluster, batch_size, seq_len, replicate, split, microbatches, weights, precision, optimizer, top
+        target,
+        cluster,
+        batch_size,
+        seq_len,
+        replicate,
+        split,
+        microbatches,
+        weights,
+        precision,
+        optimizer,
+        top,
+        zero,
+        recompute,  # type: ignore[arg-type]
+        keeps_plan=save is not None or program is not None,
     )
     forecast, chosen = run(request, _Progress())
     if save is not None:
         forecast = replace(forecast, plan_file=str(save))
     _write(forecast, chosen, save=save, json_file=json_file, html=html, trace=trace)
-    if program is not None:
+    if program is not None and chosen is not None:
         print(chosen.program(program))
     if not forecast.fits:
         raise typer.Exit(NOTHING_FITS)

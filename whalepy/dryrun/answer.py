@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from whalepy.dryrun.beyond import adds, largest_batch, modules_of, ways_out
-from whalepy.dryrun.shares import best_rows, enough_microbatches, equal_rows, forced_rows
+from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings, with_shares
+from whalepy.dryrun.recompute import RECOMPUTE
+from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.strategies import annotation_text, is_free, levels_of, parts_of, strategies
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError, PlanError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.cost import LINK_EFFICIENCY
 from whalepy.planner.forecast import (
     Alternative,
     Breakdown,
@@ -25,102 +28,67 @@ from whalepy.planner.forecast import (
     Subject,
 )
 from whalepy.planner.plan import Plan
-from whalepy.primitives import Primitive
 
 Progress = Callable[[str], None]
 
 
 def answer(
     study: Study, model: nn.Module, cluster: ClusterSpec, options: Options, subject: Subject, progress: Progress
-) -> tuple[Forecast, Plan]:
+) -> tuple[Forecast, Tried]:
     """The best plan under the options, and its forecast. Raises PlanError where the options cannot be met."""
-    tried: list[Tried] = []
-    for levels, strategy, flags in strategies(model, cluster, options):
-        progress(strategy)
-        try:
-            tried.extend(_tried(study, cluster, levels, strategy, flags, options))
-        except AnnotationError:
-            if options.split is not None or options.replicate is not None:
-                raise
-    if not tried:
+    wanted = strategies(model, cluster, options)
+    own = [tried for one in wanted for tried in _without_savings(study, cluster, one, options, progress)]
+    if not own:
         raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
+    if options.saves_freely and all(tried.verdict == "no" for tried in own):
+        own += with_savings(study, cluster, wanted, options, progress)
+    best = min(own, key=lambda t: t.order)
+    others: list[Tried] = []
     for part, name in parts_of(cluster) if is_free(model, options) else ():
         progress(f"{name} alone")
-        levels = levels_of(len(part.devices), 1)
-        tried.extend(_tried(study, part, levels, f"{name} alone", "", replace(options, shares=None)))
-    own = [t for t in tried if t.candidate.cluster is cluster]
-    best = min(own, key=lambda t: t.order)
+        strategy = levels_of(len(part.devices), 1), f"{name} alone", ""
+        savings, count = best.candidate.savings, best.candidate.microbatches
+        others += with_shares(study, part, strategy, replace(options, shares=None), count, savings)
     baseline = _equal(study, best, own)
-    ranked = [best, *sorted((t for t in tried if t is not best), key=lambda t: t.order)]
-    return _forecast(study, best, baseline, ranked, subject), _saved(best)
+    ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
+    return _forecast(study, best, baseline, ranked, subject), best
 
 
-def _tried(
-    study: Study,
-    cluster: ClusterSpec,
-    levels: tuple[Primitive, ...] | None,
-    strategy: str,
-    flags: str,
-    options: Options,
+def _without_savings(
+    study: Study, cluster: ClusterSpec, strategy: Strategy, options: Options, progress: Progress
 ) -> list[Tried]:
-    """The strategy with the best shares, and with equal ones."""
-    found = _with_shares(study, cluster, levels, strategy, flags, options, options.microbatches or 1)
-    if options.microbatches is None and all(tried.verdict == "no" for tried in found):
-        count = min(enough_microbatches(tried) for tried in found)
-        if 1 < count <= max(found[0].rows):
-            try:
-                found += _with_shares(study, cluster, levels, strategy, flags, options, count)
-            except PlanError:  # the loss is no sum over rows
-                return found
-    return found
-
-
-def _with_shares(
-    study: Study,
-    cluster: ClusterSpec,
-    levels: tuple[Primitive, ...] | None,
-    strategy: str,
-    flags: str,
-    options: Options,
-    microbatches: int,
-) -> list[Tried]:
-    candidate = study.candidate(levels, cluster, cluster.speeds(), microbatches)
-    if options.shares is not None:
-        chosen = [forced_rows(candidate, study.rows, options.shares)]
-    else:
-        chosen = list(dict.fromkeys((best_rows(candidate, study.rows), equal_rows(study.rows, candidate.replicas))))
-    found: list[Tried] = []
-    for rows in chosen:
-        shares = ":".join(map(str, rows))
-        parts = [strategy, f"shares {shares}" if len(rows) > 1 else ""]
-        parts.append(f"{microbatches} microbatches" if microbatches > 1 else "")
-        force = [flags, f"--shares {shares}" if len(rows) > 1 else ""]
-        force.append(f"--microbatches {microbatches}" if microbatches > 1 else "")
-        text = " ".join(filter(None, force)) if flags else ""
-        found.append(Tried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows)))
-    return found
+    progress(strategy[1])
+    try:
+        return in_microbatches(study, cluster, strategy, options, options.savings)
+    except AnnotationError:
+        if options.split is not None or options.replicate is not None:
+            raise
+        return []
 
 
 def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
     """The same cluster with equal shares and no split, as DistributedDataParallel would use it."""
     rows = equal_rows(study.rows, len(best.candidate.cluster.devices))
+    alike = best.candidate.savings, best.candidate.microbatches
     for other in tried:
-        if other.rows == rows:
+        if other.rows == rows and (other.candidate.savings, other.candidate.microbatches) == alike:
             return other
     cluster = best.candidate.cluster
     levels = None if best.candidate.levels is None else levels_of(len(cluster.devices), 1)
-    candidate = study.candidate(levels, cluster, cluster.speeds(), 1)
+    count = min(best.candidate.microbatches, max(rows))
+    candidate = study.candidate(levels, cluster, cluster.speeds(), count, best.candidate.savings)
     rows = equal_rows(study.rows, candidate.replicas)
     return Tried(candidate, rows, "equal shares", "", candidate.played(rows))
 
 
-def _saved(best: Tried) -> Plan:
-    """The plan with its rows as the weights of default shares."""
-    candidate = best.candidate
+def saved(best: Tried, study: Study) -> Plan:
+    """The plan for the whole model, as `study` has it, with its rows as the weights of default shares."""
+    found = best.candidate
+    candidate = study.candidate(found.levels, found.cluster, found.cluster.speeds(), found.microbatches)
     levels = tuple((level.kind, level.degree) for level in candidate.levels or ())
     weights = [float(best.rows[candidate.replica_of(rank)]) for rank in candidate.plan.rank_of]
     if len(best.rows) == 1 or not any(weights):
-        return replace(candidate.plan, annotation=levels)
+        return replace(candidate.again(candidate.cluster.speeds()), annotation=levels)
     return replace(candidate.again([weight / max(weights) for weight in weights]), annotation=levels)
 
 
@@ -135,7 +103,7 @@ def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried
         mfu=_mfu(best),
         equal_shares_step_time_s=baseline.step_s,
         bound=_bound(baseline),
-        microbatches=best.candidate.plan.microbatches,
+        microbatches=best.candidate.microbatches,
         schedule="none",
         bottleneck=bottleneck,
         tightest=best.tightest,
@@ -144,19 +112,27 @@ def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried
         stages=(_stage(study, best, subject),),
         breakdown=_breakdown(best, bottleneck),
         alternatives=tuple(_alternative(other) for other in ranked),
-        assumptions=(*best.candidate.cluster.assumptions, *ASSUMPTIONS),
+        assumptions=(*best.candidate.cluster.assumptions, *_assumptions(best)),
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
         largest_batch=largest_batch(best),
         ways_out=ways_out(ranked) if best.verdict == "no" else (),
         equal_shares_missing_bytes=baseline.missing,
+        not_runnable=best.not_runnable,
     )
 
 
-ASSUMPTIONS = (
-    "gradient collectives run after the backward pass",
-    "long messages reach 80 % of the bandwidth of a link",
-)
+def _assumptions(best: Tried) -> tuple[str, ...]:
+    """What the times rest on beside the figures of the devices."""
+    found = [f"long messages reach {LINK_EFFICIENCY:.0%} of the bandwidth of a link, unless it was measured"]
+    candidate = best.candidate
+    if candidate.overlaps and candidate.sharding.replicas > 1:
+        found.append("gradients are reduced during the backward pass, as DDP does; this runtime still does it after")
+    if candidate.study.master:
+        found.append("parameters, their gradients and optimizer state in float32, all else in the given precision")
+    if candidate.savings.recompute != "none":
+        found.append(f"recompute {candidate.savings.recompute}: {RECOMPUTE[candidate.savings.recompute]}")
+    return tuple(found)
 
 
 def _mfu(best: Tried) -> float:
@@ -210,11 +186,11 @@ def _thinned(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
 def _held(best: Tried, rank: int) -> tuple[Held, ...]:
     """What holds memory at the peak: gradients count as far as they exist by then."""
     work = best.candidate.work(rank, best.rows_of(rank))
-    peak = max(work.events, key=lambda event: event.peak)
+    peak = work.peak_event
     fixed = {"parameters": work.parameters, "optimizer state": work.optimizer, "buffers": work.buffers}
     fixed["inputs"] = work.inputs
     fixed["runtime"] = best.candidate.cost(rank).runtime_bytes
-    rest = peak.peak - sum(fixed.values()) + fixed["runtime"]
+    rest = work.peak - sum(fixed.values()) + fixed["runtime"]
     if peak.phase in ("gradient", "optimizer"):
         fixed["gradients"] = min(work.gradients, rest)
         fixed["buffers of reductions and updates"] = rest - fixed["gradients"]
@@ -230,7 +206,8 @@ def _links(best: Tried) -> tuple[LinkForecast, ...]:
     inside: dict[int, int] = dict.fromkeys(range(len(cluster.nodes)), 0)
     for rank in best.ranks:
         node = cluster.devices[candidate.device_of[rank]].node
-        inside[node] += sum(e.bytes for e in candidate.work(rank, best.rows_of(rank)).events if e.collective)
+        work = candidate.work(rank, best.rows_of(rank))
+        inside[node] += sum(e.bytes * times for e, times in work.weighted if e.collective)
     return tuple(
         LinkForecast(
             f"node {node.index}",
@@ -244,9 +221,9 @@ def _links(best: Tried) -> tuple[LinkForecast, ...]:
 
 def _stage(study: Study, best: Tried, subject: Subject) -> StageForecast:
     flops = sum(
-        event.flops
+        event.flops * times
         for rank in best.ranks
-        for event in best.candidate.work(rank, best.rows_of(rank)).events
+        for event, times in best.candidate.work(rank, best.rows_of(rank)).weighted
         if event.phase == "forward"
     )
     return StageForecast(0, best.ranks, ("",), subject.parameters, float(flops))
@@ -255,7 +232,7 @@ def _stage(study: Study, best: Tried, subject: Subject) -> StageForecast:
 def _breakdown(best: Tried, rank: int) -> Breakdown:
     track = best.played.tracks[rank]
     idle = best.step_s - track.busy_s - track.bridge_s - track.gradient_s
-    return Breakdown(track.busy_s, max(idle, 0.0), track.bridge_s, track.gradient_s, track.gradient_s)
+    return Breakdown(track.busy_s, max(idle, 0.0), track.bridge_s, track.gradient_s, track.gradient_total_s)
 
 
 def _alternative(tried: Tried) -> Alternative:
@@ -269,24 +246,40 @@ def _alternative(tried: Tried) -> Alternative:
         memory_capacity_bytes=tried.capacity(rank),
         missing_bytes=tried.missing,
         flags=tried.flags,
+        not_runnable=tried.not_runnable,
     )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Elements of the whole model, and its type."""
+
+    parameters: int
+    trainable: int
+    dtype: str
+
+
+def sizes_of(model: nn.Module) -> Sizes:
+    """Of a model, tied parameters once."""
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.is_floating_point}
+    return Sizes(sum(sizes.values()), sum(trained.values()), ", ".join(sorted(dtypes)) or "float32")
+
+
 def subject_of(
-    name: str, model: nn.Module, study: Study, cluster: ClusterSpec, options: Options, sequence: int | None
+    name: str, sizes: Sizes, study: Study, cluster: ClusterSpec, options: Options, sequence: int | None
 ) -> Subject:
     """What was asked, for the head of the reports."""
-    sizes: Mapping[int, int] = {id(p): p.numel() for p in model.parameters()}
-    trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
     groups: dict[tuple[str, int], int] = {}
     for device in cluster.devices:
         groups[device.type, device.memory_bytes] = groups.get((device.type, device.memory_bytes), 0) + 1
     return Subject(
         model=name,
-        parameters=sum(sizes.values()),
-        trainable=sum(trained.values()),
+        parameters=sizes.parameters,
+        trainable=sizes.trainable,
         optimizer=options.optimizer,
-        precision=options.precision or _precision(model),
+        precision=options.precision or sizes.dtype,
         rows=study.rows,
         tokens=sequence,
         cluster=str(cluster),
@@ -295,8 +288,3 @@ def subject_of(
         link=str(cluster.inter or cluster.nodes[0].link),
         figures=cluster.figures,
     )
-
-
-def _precision(model: nn.Module) -> str:
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.is_floating_point}
-    return ", ".join(sorted(dtypes)) or "float32"

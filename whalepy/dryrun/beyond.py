@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from math import prod
+from typing import Any
 
 from whalepy.dryrun.shares import curves_of
 from whalepy.dryrun.tried import Tried
@@ -25,15 +26,20 @@ def adds(best: Tried) -> dict[int, float | None]:
     curves = curves_of(candidate, total)
     now = max(seconds(rows) for (seconds, _), rows in zip(curves, best.rows, strict=True))
     found: dict[int, float | None] = {}
+    known: dict[Any, float] = {}
     for rank in best.ranks:
+        kind = curves[candidate.replica_of(rank)]
+        if kind in known:
+            found[rank] = known[kind]
+            continue
         others = [curve for replica, curve in enumerate(curves) if replica != candidate.replica_of(rank)]
         most = [filled.most_rows(1.0, total) for _, filled in others]
         rows = balance(total, [seconds for seconds, _ in others], most)
         if rows is None:  # without it the batch does not fit
-            found[rank] = 1.0
+            found[rank] = known[kind] = 1.0
             continue
         later = max(seconds(n) for (seconds, _), n in zip(others, rows, strict=True))
-        found[rank] = 1 - now / later
+        found[rank] = known[kind] = 1 - now / later
     return found
 
 
@@ -60,8 +66,8 @@ def _fits_without_state(plan: Tried) -> bool:
 
 def modules_of(best: Tried) -> tuple[ModulePart, ...]:
     """Every module with parameters or products, numbers in paths folded into `*`."""
-    program = best.candidate.main.program
-    parameters: dict[str, int] = defaultdict(int)
+    program, blocks = best.candidate.main.program, best.candidate.study.blocks
+    parameters: dict[str, float] = defaultdict(float)
     flops: dict[str, float] = defaultdict(float)
     members: dict[str, set[str]] = defaultdict(set)
     splits: dict[str, dict[tuple[str, int], tuple[str, int, tuple[float, ...]]]] = defaultdict(dict)
@@ -69,8 +75,9 @@ def modules_of(best: Tried) -> tuple[ModulePart, ...]:
         if op.kind == "parameter":
             name = program.placeholder(i).name
             size = prod(hint(program.axes.size(axis), program.hints) for dim in program.dims[i][0] for axis in dim)
+            times = blocks.repeats(name)
             for path in _with_parents(name.rpartition(".")[0]):
-                parameters[_folded(path)] += size
+                parameters[_folded(path)] += size * times
                 members[_folded(path)].add(path)
             for dim, shares in _cuts(best, name):
                 whole = prod(hint(program.axes.size(axis), program.hints) for axis in program.dims[i][0][dim])
@@ -78,11 +85,18 @@ def modules_of(best: Tried) -> tuple[ModulePart, ...]:
         elif op.kind == "call":
             stack = program.nodes[i].meta.get("nn_module_stack") or {}
             inner = list(stack.values())[-1][0] if stack else ""
-            for path in _with_parents(inner.removeprefix("model.") if inner != "model" else ""):
-                flops[_folded(path)] += float(op.flops)
+            inner = inner.removeprefix("model.") if inner != "model" else ""
+            for path in _with_parents(inner):
+                flops[_folded(path)] += float(op.flops) * blocks.repeats(inner)
                 members[_folded(path)].add(path)
     return tuple(
-        ModulePart(path, len(members[path]), parameters[path], flops[path], tuple(splits[path].values()))
+        ModulePart(
+            path,
+            round(sum(blocks.repeats(member) for member in members[path])),
+            round(parameters[path]),
+            flops[path],
+            tuple(splits[path].values()),
+        )
         for path in sorted(members)
     )
 

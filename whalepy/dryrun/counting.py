@@ -26,7 +26,12 @@ class Counter(TorchDispatchMode):
     _peak: int = 0
     _held: set[int] = field(default_factory=set[int])
     name: str = ""
-    names_backward: dict[int, str] = field(default_factory=dict[int, str])
+    block: int = -1
+    """The block of the model that runs in a forward."""
+    quadratic: bool = False
+    """Whether the operator that runs makes a value with one axis twice, such as attention scores."""
+    _backward_block: int = -1
+    _keeps_exchanges: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -43,12 +48,16 @@ class Counter(TorchDispatchMode):
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         count = flop_registry.get(func._overloadpacket)
         flops = int(count(*args, **(kwargs or {}), out_val=result)) if count is not None else 0
+        if _is_causal(func, args, kwargs or {}):
+            flops //= 2
         traffic = _TRAFFIC.get(func._overloadpacket, _all_bytes)(given, made)
         self._note(flops, traffic, _dtype_of(made + given), str(func._overloadpacket).removeprefix("aten."))
         return result
 
     def collective(self, kind: str, level: int, sent: int) -> None:
         """Note a collective of which this rank sends so many bytes."""
+        if self._keeps_exchanges:
+            return
         self._note(0, sent, "", kind, kind, level)
 
     def hold(self, tensor: torch.Tensor) -> None:
@@ -70,9 +79,8 @@ class Counter(TorchDispatchMode):
     def _note(self, flops: int, traffic: int, dtype: str, operator: str, collective: str = "", level: int = -1) -> None:
         phase: Phase = self.phase if _running_backward() is None else "backward"
         name = self._name() or operator
-        self.events.append(
-            Event(phase, name, flops, traffic, dtype, self.memory, max(self._peak, self.memory), collective, level)
-        )
+        block, peak = self._block(phase), max(self._peak, self.memory)
+        self.events.append(Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block))
         self._peak = self.memory
 
     def _name(self) -> str:
@@ -80,6 +88,27 @@ class Counter(TorchDispatchMode):
         if node is not None:
             return node.metadata.get(_NAME, "")
         return self.name if self.phase == "forward" else ""
+
+    @contextmanager
+    def again(self, *, exchanges: bool) -> Generator[None]:
+        """In a backward pass, operators inside are run again; collectives only with `exchanges`."""
+        before = self._keeps_exchanges
+        self._keeps_exchanges = not exchanges and _running_backward() is not None
+        try:
+            yield
+        finally:
+            self._keeps_exchanges = before
+
+    def _block(self, phase: Phase) -> int:
+        """The block of an event; in a backward that of the operators before, where autograd does not say."""
+        if phase == "forward":
+            self._backward_block = -1
+            return self.block
+        node = _running_backward()
+        if node is None:
+            return -1
+        self._backward_block = node.metadata.get(_BLOCK, self._backward_block)
+        return self._backward_block
 
     @contextmanager
     def during(self, phase: Phase) -> Generator[None]:
@@ -91,7 +120,7 @@ class Counter(TorchDispatchMode):
             self.phase = before
 
 
-_NAME = "whalepy_name"
+_NAME, _BLOCK = "whalepy_name", "whalepy_block"
 _aten = torch.ops.aten
 _FREE: frozenset[Any] = frozenset(
     (_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided, _aten.detach,
@@ -100,12 +129,13 @@ _FREE: frozenset[Any] = frozenset(
 """Nothing is read or written."""
 
 
-def mark(result: Any, name: str) -> None:
-    """Name the backward of what an operator has made."""
+def mark(result: Any, name: str, block: int) -> None:
+    """Name the backward of what an operator has made, and the block it belongs to."""
     for leaf in pytree.tree_leaves(result):
         if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
             function: Any = leaf.grad_fn
             function.metadata.setdefault(_NAME, name)
+            function.metadata.setdefault(_BLOCK, block)
 
 
 def _running_backward() -> Any:
@@ -124,6 +154,14 @@ def _written_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) 
 def _picked_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:
     """Of what is indexed only the elements that are picked are read."""
     return 2 * sum(tensor.nbytes for tensor in made) + sum(tensor.nbytes for tensor in given[1:])
+
+
+def _is_causal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether fused attention skips the half of the scores that lie ahead of their query."""
+    if "attention" not in str(func._overloadpacket):
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    return bool({**dict(zip(names, args, strict=False)), **kwargs}.get("is_causal"))
 
 
 _TRAFFIC: dict[Any, Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], int]] = {

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from whalepy.dryrun.blocks import NO_BLOCKS, Blocks
 from whalepy.dryrun.counting import Counter, mark
+from whalepy.dryrun.recompute import Recompute, with_regions
 from whalepy.dryrun.silent import SilentGroup
 from whalepy.errors import PlanError
 from whalepy.planner.plan import Plan
-from whalepy.planner.work import Rehearsal
+from whalepy.planner.work import Holdings, Recorded
+from whalepy.program.analysis import Program
 from whalepy.rewrite.kernels import Seeded, attention
+from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.arguments import Arguments, Shape, as_arguments, leaf_names, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe
 from whalepy.runtime.captured import CapturedModel, Runnable
-from whalepy.runtime.extents import Grid
+from whalepy.runtime.extents import Grid, StepSizes
 from whalepy.runtime.norms import Placement
 from whalepy.runtime.rows import local_rows
 
@@ -40,10 +45,16 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 class RehearsedModel(CapturedModel):
     """The compiled model of one rank without the other ranks."""
 
-    def __init__(self, recipe: Recipe, main: Analysed, plan: Plan, rank: int, counter: Counter) -> None:
+    def __init__(self, rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, counter: Counter) -> None:
         world = len(plan.rank_of)
-        super().__init__(recipe, META, SilentGroup(-1, world, rank, None), lambda _: (plan, main))
+        super().__init__(rehearsed.recipe, META, SilentGroup(-1, world, rank, None), lambda _: (plan, main))
         self._counter = counter
+        self._master = rehearsed.master
+        self._dtypes: dict[str, torch.dtype] = {}
+        self.starts: list[int] = []
+        """Where the events of each microbatch, and then the reduction of gradients, begin."""
+        self.copies: dict[str, int] = {}
+        """Bytes of what the program reads of a parameter."""
 
     def _take_place(self, plan: Plan) -> None:
         self._plan = plan
@@ -61,8 +72,17 @@ class RehearsedModel(CapturedModel):
             entry = self._stored.get(name)
             whole = torch.empty_like(value, device=META)
             box = whole if entry is None else entry.box(whole)
-            box = torch.empty(box.shape, dtype=box.dtype, device=META)
-            self._attach(name, nn.Parameter(box, value.requires_grad) if isinstance(value, nn.Parameter) else box)
+            self._dtypes[name] = box.dtype
+            is_parameter = isinstance(value, nn.Parameter)
+            kept = torch.float32 if self._master and is_parameter and box.is_floating_point() else box.dtype
+            box = torch.empty(box.shape, dtype=kept, device=META)
+            self._attach(name, nn.Parameter(box, value.requires_grad) if is_parameter else box)
+
+    def _read(self, runnable: Runnable, name: str, box: torch.Tensor) -> torch.Tensor:
+        """What the program reads, in the type it computes with."""
+        value = super()._read(runnable, name, box).to(self._dtypes[name])
+        self.copies[name] = 0 if value.dtype == box.dtype else value.nbytes
+        return value
 
     def _agree(self, example: Arguments, key: tuple[Any, ...]) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
         """The shapes of the whole step are the example's."""
@@ -70,18 +90,36 @@ class RehearsedModel(CapturedModel):
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(leaf_names(example), leaves, strict=True))
         return leaves, dims, self.whole_shapes
 
+    def _microbatches(
+        self, runnable: Runnable, leaves: list[Any], bindings: dict[sympy.Symbol, int]
+    ) -> Iterator[tuple[list[Any], StepSizes]]:
+        for part in super()._microbatches(runnable, leaves, bindings):
+            self.starts.append(len(self._counter.events))
+            yield part
+
     def _reduce_gradients(
         self, runnable: Runnable, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
     ) -> None:
+        self.starts.append(len(self._counter.events))
         with self._counter.during("gradient"):
             super()._reduce_gradients(runnable, read, parameters)
 
     whole_shapes: list[Shape]
 
 
-def rehearse(
-    recipe: Recipe, main: Analysed, plan: Plan, rank: int, example: Any, optimizer: str, *, foreach: bool
-) -> Rehearsal:
+@dataclass(frozen=True)
+class Rehearsed:
+    """What is rehearsed: a model, how it is optimized, and how it saves memory."""
+
+    recipe: Recipe
+    optimizer: str
+    blocks: Blocks = NO_BLOCKS
+    recompute: Recompute = "none"
+    master: bool = False
+    """Whether parameters are kept in float32 and read in the type of the model."""
+
+
+def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, example: Any, *, foreach: bool) -> Recorded:
     """What `rank` does in a step on the global batch `example`, of which only shapes matter.
 
     `foreach`: the optimizer updates all parameters at once, as torch does on GPUs.
@@ -90,29 +128,62 @@ def rehearse(
     """
     counter = Counter()
     arguments = _on_meta(as_arguments(example))
-    model = RehearsedModel(recipe, _counted(main, counter), plan, rank, counter)
+    model = RehearsedModel(rehearsed, _counted(rehearsed, main, counter), plan, rank, counter)
     model.whole_shapes = leaf_shapes(arguments)
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
-    update = OPTIMIZERS[optimizer](trained, foreach=foreach)
+    update = OPTIMIZERS[rehearsed.optimizer](trained, foreach=foreach)
     args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates))
     with counter:
         for value in chain(model.parameters(), model.buffers()):
             counter.hold(value.data)
-        parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
+        buffers = _bytes(model.buffers())
         held = _bytes(leaf for leaf in pytree.tree_leaves((args, kwargs)))
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor):
                 counter.hold(value)
-        _step(model, update, args, kwargs, counter)
+        _make_state(update, trained)
         counter.events.clear()
-        _step(model, update, args, kwargs, counter)
-    gradients = _bytes(p for p in trained)
-    state = _bytes(value for entry in update.state.values() for value in entry.values())
-    return Rehearsal(tuple(counter.events), parameters, buffers, gradients, state, held)
+        updates = _step(model, update, args, kwargs, counter)
+    *starts, reduction = model.starts
+    events = tuple(counter.events)
+    ends = [*starts[1:], reduction]
+    return Recorded(
+        events[: starts[0]],
+        tuple(events[a:b] for a, b in zip(starts, ends, strict=True)),
+        events[reduction:updates],
+        events[updates:],
+        _holdings(model, update, rehearsed.blocks),
+        buffers,
+        held,
+        foreach,
+    )
 
 
-def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwargs: Any, counter: Counter) -> None:
+def _make_state(update: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) -> None:
+    """Make the optimizer's state, as a first step does."""
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    update.step()
+    update.zero_grad()
+
+
+def _holdings(model: RehearsedModel, update: torch.optim.Optimizer, blocks: Blocks) -> dict[int, Holdings]:
+    """What the parameters of each block take."""
+    found: dict[int, Holdings] = {}
+    for name, parameter in model.named_parameters():
+        block, trained = blocks.of(name), parameter.requires_grad
+        copies = model.copies.get(name, 0)
+        state = _bytes(update.state.get(parameter, {}).values())
+        first = (copies or parameter.nbytes) if trained else 0
+        own = Holdings(parameter.nbytes, copies, first, parameter.nbytes if trained else 0, state)
+        found[block] = found.get(block, Holdings()) + own
+    return found
+
+
+def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwargs: Any, counter: Counter) -> int:
+    """One step; where the events of the update begin."""
+    counter.block, counter.quadratic = -1, False
     try:
         model.train_step(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
@@ -122,10 +193,12 @@ def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwarg
             f"the step cannot be rehearsed: {str(error).splitlines()[0]}",
             fix="the model has an operator whose result depends on values; plan on the machine itself, with compile",
         ) from error
+    begins = len(counter.events)
     with counter.during("optimizer"):
         counter.name = ""
         update.step()
         update.zero_grad()
+    return begins
 
 
 def _dims(model: RehearsedModel, arguments: Arguments) -> tuple[int | None, ...]:
@@ -144,34 +217,61 @@ def _on_meta(arguments: Arguments) -> Arguments:
     return pytree.tree_map(moved, arguments)
 
 
-def _counted(main: Analysed, counter: Counter) -> Analysed:
+def _counted(rehearsed: Rehearsed, main: Analysed, counter: Counter) -> Analysed:
     """The same program in graphs whose operators tell the counter their names, attention as it runs fused."""
-    rewritten = replace(main.rewritten, graph=_named(main.rewritten.graph, counter))
+    graph = _named(main.rewritten, main.program, rehearsed, counter)
+    made = replace(main, rewritten=replace(main.rewritten, graph=graph))
     if main.prologue is None:
-        return replace(main, rewritten=rewritten)
+        return made
     program, decisions, ahead = main.prologue
-    prologue = program, decisions, replace(ahead, graph=_named(ahead.graph, counter))
-    return replace(main, rewritten=rewritten, prologue=prologue)
+    plain = replace(rehearsed, recompute="none")
+    return replace(made, prologue=(program, decisions, replace(ahead, graph=_named(ahead, program, plain, counter))))
 
 
-def _named(module: fx.GraphModule, counter: Counter) -> fx.GraphModule:
+def _named(rewritten: Rewritten, program: Program, rehearsed: Rehearsed, counter: Counter) -> fx.GraphModule:
+    module = rewritten.graph
     graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, copies))
+    block_of: dict[fx.Node, int] = {}
+    for before, node in copies.items():
+        if node.op != "call_function":
+            continue
+        name = str(node.meta.get("where") or node.name)
+        value = rewritten.values.get(before.name)
+        block = None if value is None else _block_of(program.nodes[value[0]], rehearsed.blocks)
+        quadratic = value is not None and _is_quadratic(program, value)
+        if block is not None:
+            block_of[node] = block
+        node.target = _Named(_FUSED.get(node.target, node.target), name, block, quadratic, counter)
     copied = fx.GraphModule(module, graph)
-    for node in copied.graph.nodes:
-        if node.op == "call_function":
-            name = str(node.meta.get("where") or node.name)
-            node.target = _Named(_FUSED.get(node.target, node.target), name, counter)
-    copied.recompile()
-    return copied
+    return copied if rehearsed.recompute == "none" else with_regions(copied, block_of, rehearsed.recompute, counter)
+
+
+def _block_of(node: fx.Node, blocks: Blocks) -> int | None:
+    """The block of an operator of the model; None where the capture does not say."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return None
+    path = str(stack[-1][0])
+    return blocks.of(path.removeprefix("model.") if path != "model" else "")
+
+
+def _is_quadratic(program: Program, value: tuple[int, int]) -> bool:
+    """Whether one axis stands in two dims of the value, as in attention scores."""
+    axes = [set(program.axes.leaves(dim)) for dim in program.dims[value[0]][value[1]]]
+    return any(a & b for k, a in enumerate(axes) for b in axes[k + 1 :])
 
 
 @dataclass(frozen=True, eq=False)
 class _Named:
-    """An operator that tells the counter its name, forward and backward."""
+    """An operator that tells the counter its name and its block, forward and backward."""
 
     target: Callable[..., Any]
     name: str
+    block: int | None
+    """None: that of the operators before."""
+    quadratic: bool
     counter: Counter
 
     @property
@@ -179,9 +279,12 @@ class _Named:
         return "named"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.counter.name = self.name
+        counter = self.counter
+        counter.name, counter.quadratic = self.name, self.quadratic
+        if self.block is not None:
+            counter.block = self.block
         result = self.target(*args, **kwargs)
-        mark(result, self.name)
+        mark(result, self.name, counter.block)
         return result
 
 

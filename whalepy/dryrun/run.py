@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.answer import Options, answer, subject_of
+from whalepy.dryrun.answer import Sizes, answer, saved, sizes_of, subject_of
+from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, folded
+from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.study import Study
-from whalepy.dryrun.targets import target_of
+from whalepy.dryrun.targets import Target, target_of
+from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
@@ -39,23 +42,23 @@ class Request:
     precision: str | None = None
     optimizer: str = "adamw"
     top: int = 5
+    zero: int | None = None
+    recompute: Recompute | None = None
+    keeps_plan: bool = True
+    """Whether the plan is wanted beside the forecast: that takes the capture of the whole model."""
 
 
-def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan]:
-    """The forecast and the plan. Raises WhaleError for a request that cannot be met."""
+def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
+    """The forecast and, where it is wanted, the plan. Raises WhaleError for a request that cannot be met."""
     if request.optimizer not in OPTIMIZERS:
         raise PlanError(f"no optimizer {request.optimizer!r}", fix=did_you_mean(request.optimizer, list(OPTIMIZERS)))
     cluster = ClusterSpec.load(request.cluster)
     _check_precision(request.precision, cluster)
     progress("building the model")
     target = target_of(request.target, request.rows, request.length)
+    sizes = sizes_of(target.model)
     model, example = _in_precision(target.model, target.example, request.precision)
-    progress("capturing the model")
-    study = Study.of(Recipe(model), example, request.optimizer)
-    if request.rows is not None and study.rows != request.rows:
-        study = study.with_rows(request.rows)
-    if study.rows < 1:
-        raise PlanError("the example batch has no rows", fix="return at least one row, or give --batch-size")
+    recipe = Recipe(model)
     options = Options(
         request.replicate,
         request.split,
@@ -64,11 +67,53 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
         request.optimizer,
         request.precision,
         request.top,
+        request.zero,
+        request.recompute,
     )
-    subject = subject_of(target.name, model, study, cluster, options, target.tokens)
-    found = answer(study, model, cluster, options, subject, progress)
+    forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress)
+    chosen = None
+    if request.keeps_plan:
+        if whole is None:
+            progress("capturing the whole model")
+            whole = _study(recipe, example, request, NO_BLOCKS)
+        chosen = saved(best, whole)
     progress("")
-    return found
+    return forecast, chosen
+
+
+def _answered(
+    target: Target,
+    recipe: Recipe,
+    example: Any,
+    cluster: ClusterSpec,
+    options: Options,
+    request: Request,
+    sizes: Sizes,
+    progress: Callable[[str], None],
+) -> tuple[Forecast, Tried, Study | None]:
+    """The forecast, the plan behind it, and the study of the model if that is of the whole model."""
+    for fold in (True, False):
+        with folded(recipe.model, fold=fold) as blocks:
+            progress("capturing the model")
+            try:
+                study = _study(recipe, example, request, blocks)
+            except Exception:
+                if not blocks.folds:
+                    raise
+                continue  # it counts its blocks: take it whole
+            subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
+            forecast, best = answer(study, recipe.model, cluster, options, subject, progress)
+            return forecast, best, None if blocks.folds else study
+    raise AssertionError("a whole model has no folds")
+
+
+def _study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> Study:
+    study = Study.of(recipe, example, request.optimizer, blocks, master=request.precision in ("bf16", "fp16"))
+    if request.rows is not None and study.rows != request.rows:
+        study = study.with_rows(request.rows)
+    if study.rows < 1:
+        raise PlanError("the example batch has no rows", fix="return at least one row, or give --batch-size")
+    return study
 
 
 def _check_precision(precision: str | None, cluster: ClusterSpec) -> None:
@@ -89,4 +134,7 @@ def _in_precision(model: nn.Module, example: Any, precision: str | None) -> tupl
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-    return model.to(dtype), pytree.tree_map(cast, example)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model, pytree.tree_map(cast, example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Literal
 
 from whalepy.dryrun.study import Candidate
@@ -46,8 +47,13 @@ def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
 def curves_of(candidate: Candidate, total: int) -> list[tuple[Curve, Curve]]:
     """Per replica and by rows: seconds of its slowest rank, and the largest part of a memory in use."""
     even = max(total // candidate.replicas, 1)
-    at = sorted({max(even // 2, 1), even, min(even * 2, total)})
-    return [candidate.curves(replica, at) for replica in range(candidate.replicas)]
+    at = sorted({even, min(even * 2, total)} if even < total else {max(even // 2, 1), even})
+    known: dict[Hashable, tuple[Curve, Curve]] = {}
+    kinds = [candidate.kind_of(replica) for replica in range(candidate.replicas)]
+    for replica, kind in enumerate(kinds):
+        if kind not in known:
+            known[kind] = candidate.curves(replica, at)
+    return [known[kind] for kind in kinds]
 
 
 def forced_rows(candidate: Candidate, total: int, shares: tuple[float, ...] | Literal["equal"]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -52,24 +53,27 @@ def is_free(model: nn.Module, options: Options) -> bool:
     return not (scopes_on(model) or options.replicate or options.split or options.shares)
 
 
+_MOST_TYPES = 4
+
+
 def parts_of(cluster: ClusterSpec) -> list[tuple[ClusterSpec, str]]:
-    """Every type of device alone, where there are several."""
+    """Every choice of some of the types of device, without the others; of many types, each one alone."""
     types = list(dict.fromkeys(device.type for device in cluster.devices))
-    if len(types) < 2:
-        return []
+    most = len(types) if len(types) <= _MOST_TYPES else 2
     found: list[tuple[ClusterSpec, str]] = []
-    for kind in types:
-        count = sum(device.type == kind for device in cluster.devices)
-        found.append((_only(cluster, kind), f"{count} x {kind}"))
+    for size in range(1, most):
+        for kinds in itertools.combinations(types, size):
+            counts = [(sum(device.type == kind for device in cluster.devices), kind) for kind in kinds]
+            found.append((_only(cluster, kinds), " + ".join(f"{count} x {kind}" for count, kind in counts)))
     return found
 
 
-def _only(cluster: ClusterSpec, kind: str) -> ClusterSpec:
-    """The devices of one type, on the nodes where they are."""
+def _only(cluster: ClusterSpec, kinds: Sequence[str]) -> ClusterSpec:
+    """The devices of some types, on the nodes where they are."""
     nodes: list[Node] = []
     start = 0
     for node in cluster.nodes:
-        devices = [device for device in node.devices if device.type == kind]
+        devices = [device for device in node.devices if device.type in kinds]
         if devices:
             placed = tuple(replace(d, index=start + k, node=len(nodes)) for k, d in enumerate(devices))
             nodes.append(replace(node, index=len(nodes), devices=placed))

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.rehearse import rehearse
+from whalepy.dryrun.blocks import NO_BLOCKS, Blocks
+from whalepy.dryrun.recompute import Recompute
+from whalepy.dryrun.rehearse import Rehearsed, rehearse
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.balance import Curve
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.decide import Decisions
 from whalepy.planner.plan import Plan
 from whalepy.planner.timeline import Played, play
-from whalepy.planner.work import Rehearsal
+from whalepy.planner.unfold import Sharding, whole_step
+from whalepy.planner.work import Recorded, Rehearsal
 from whalepy.primitives import Primitive
 from whalepy.primitives.recording import remember
 from whalepy.program.analysis import Program
 from whalepy.program.costs import hint
+from whalepy.program.layout import Sharded
 from whalepy.runtime.arguments import Arguments, as_arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed
 from whalepy.runtime.planning import Choices, planned, program_for
 
 _Cut = TypeVar("_Cut", Plan, Decisions)
+
+
+@dataclass(frozen=True)
+class Savings:
+    """How memory is saved: what is kept in parts over the replicas, and what is computed again."""
+
+    zero: int = 0
+    recompute: Recompute = "none"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """`zero 3`, `recompute full`; nothing for what is not done."""
+        zero = (f"zero {self.zero}",) if self.zero else ()
+        return (*zero, f"recompute {self.recompute}") if self.recompute != "none" else zero
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The options that force them."""
+        return tuple(f"--{words}" for words in self.words)
 
 
 @dataclass
@@ -37,32 +62,47 @@ class Study:
     program: Program
     optimizer: str
     rows: int
+    blocks: Blocks = NO_BLOCKS
+    master: bool = False
+    """Whether parameters are kept in float32 beside those that the program reads."""
+    cuts: dict[Hashable, Cut] = field(default_factory=dict[Hashable, "Cut"])
 
     @classmethod
-    def of(cls, recipe: Recipe, example: Any, optimizer: str) -> Study:
+    def of(
+        cls, recipe: Recipe, example: Any, optimizer: str, blocks: Blocks = NO_BLOCKS, *, master: bool = False
+    ) -> Study:
         """Capture the model for a batch like `example`."""
         arguments = as_arguments(example)
         _, program = program_for(recipe, arguments)
         rows = 0 if program.batch is None else hint(program.axes.size(program.batch), program.hints)
-        return cls(recipe, arguments, program, optimizer, rows)
+        return cls(recipe, arguments, program, optimizer, rows, blocks, master)
 
     def with_rows(self, rows: int) -> Study:
         """The same model asked for a batch of so many rows."""
         batch = self.batch_of(rows)
         program = analysed(self.program.captured, leaf_shapes(batch), sync_batchnorm=self.recipe.sync_batchnorm)
-        return replace(self, example=batch, program=program, rows=rows)
+        return replace(self, example=batch, program=program, rows=rows, cuts={})
 
     def candidate(
-        self, levels: Sequence[Primitive] | None, cluster: ClusterSpec, speeds: Sequence[float], microbatches: int
+        self,
+        levels: Sequence[Primitive] | None,
+        cluster: ClusterSpec,
+        speeds: Sequence[float],
+        microbatches: int = 1,
+        savings: Savings = Savings(),
     ) -> Candidate:
         """The model under these scopes, outermost first, on every device of a cluster; None: under its own."""
-        scope = remember(levels or ())
-        operators = tuple(replace(op, scope=scope or op.scope) for op in self.program.operators)
-        program = replace(self.program, operators=operators)
-        choices = Choices(microbatches, 0, None)
-        places = tuple(range(len(cluster.devices)))
-        plan, main = planned(program, cluster, places, choices, speeds=tuple(speeds))
-        return Candidate(self, cluster, plan, main, program, levels)
+        run = min(microbatches, _MICROBATCHES_RUN)
+        named = None if levels is None else tuple((level.kind, level.degree) for level in levels)
+        key = named, id(cluster), tuple(speeds), run
+        if key not in self.cuts:
+            scope = remember(levels or ())
+            operators = tuple(replace(op, scope=scope or op.scope) for op in self.program.operators)
+            program = replace(self.program, operators=operators)
+            places = tuple(range(len(cluster.devices)))
+            plan, main = planned(program, cluster, places, Choices(run, 0, None), speeds=tuple(speeds))
+            self.cuts[key] = Cut(plan, main, program, cluster)
+        return Candidate(self, cluster, self.cuts[key], levels, microbatches, savings)
 
     def batch_of(self, rows: int) -> Arguments:
         """The example with another number of rows."""
@@ -77,19 +117,43 @@ class Study:
         return pytree.tree_unflatten(made, spec)
 
 
+_MICROBATCHES_RUN = 3
+"""Microbatches that are rehearsed, the first one, one more as large, and a smaller one: the others do the same."""
+
+
+@dataclass
+class Cut:
+    """A model cut by some levels over a cluster, and what was rehearsed of it."""
+
+    plan: Plan
+    main: Analysed
+    program: Program
+    cluster: ClusterSpec
+    recorded: dict[Hashable, Recorded] = field(default_factory=dict[Hashable, Recorded])
+
+
 @dataclass
 class Candidate:
     """A model under some levels on some devices: what each rank does with any number of rows."""
 
     study: Study
     cluster: ClusterSpec
-    plan: Plan
-    main: Analysed
-    program: Program
+    cut: Cut
     levels: Sequence[Primitive] | None
-    known: dict[tuple[tuple[int, ...], int], Rehearsal] = field(
-        default_factory=dict[tuple[tuple[int, ...], int], Rehearsal]
-    )
+    microbatches: int = 1
+    savings: Savings = Savings()
+    costs: dict[Hashable, DeviceCost] = field(default_factory=dict[Hashable, DeviceCost])
+    known: dict[Hashable, Rehearsal] = field(default_factory=dict[Hashable, Rehearsal])
+
+    @property
+    def plan(self) -> Plan:
+        """With as many microbatches as were run."""
+        return self.cut.plan
+
+    @property
+    def main(self) -> Analysed:
+        """The program of the plan."""
+        return self.cut.main
 
     @property
     def replicas(self) -> int:
@@ -102,12 +166,24 @@ class Candidate:
     def again(self, speeds: Sequence[float]) -> Plan:
         """The same plan with default shares that follow these weights, by device."""
         places = tuple(range(len(self.cluster.devices)))
-        choices = Choices(self.plan.microbatches, self.plan.seed, None)
-        return planned(self.program, self.cluster, places, choices, speeds=tuple(speeds))[0]
+        choices = Choices(self.microbatches, self.plan.seed, None)
+        return planned(self.cut.program, self.cluster, places, choices, speeds=tuple(speeds))[0]
+
+    def kind_of(self, replica: int) -> Hashable:
+        """Equal for replicas whose ranks do the same on alike devices."""
+        devices = [(self._alike(rank), self.cost(rank).device) for rank in self._ranks[replica]]
+        return frozenset((at, device.profile, device.speed, device.memory_bytes) for at, device in devices)
 
     def ranks_of(self, replica: int) -> list[int]:
         """The ranks that share the rows of a replica, in the order of their coordinates inside it."""
-        return [rank for rank in self.plan.rank_of if self.replica_of(rank) == replica]
+        return self._ranks[replica]
+
+    @cached_property
+    def _ranks(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {replica: [] for replica in range(self.replicas)}
+        for rank in self.plan.rank_of:
+            found[self.replica_of(rank)].append(rank)
+        return found
 
     def replica_of(self, rank: int) -> int:
         """The replica that a rank belongs to, in row-major order of the levels that cut rows."""
@@ -117,33 +193,94 @@ class Candidate:
                 number = number * size + at[level]
         return number
 
-    def inside(self, rank: int) -> tuple[int, ...]:
-        """The coordinates of a rank on the levels that cut no rows."""
-        at = self.plan.coordinates_of(rank)
-        return tuple(c for c, cut in zip(at, self.plan.row_cuts, strict=True) if cut is None)
+    def work(self, rank: int, rows: int, cuts: Sequence[int] = ()) -> Rehearsal:
+        """What a rank does with so many rows of its own.
 
-    def work(self, rank: int, rows: int) -> Rehearsal:
-        """What a rank does with so many rows of its own."""
-        key = self.inside(rank), rows
+        `cuts`: numbers of microbatches at which its program is cut, so that it has the parts that all ranks have.
+        """
+        larger = rows % self.microbatches
+        key = self._alike(rank), rows, tuple(sorted({1, larger, *cuts} - {0, self.microbatches}))
         if key not in self.known:
-            main, plan = _with_equal_rows(self.main, self.plan)
-            study, foreach = self.study, self.cluster.devices[0].profile.vendor != "CPU"
-            batch = study.batch_of(rows * self.replicas)
-            self.known[key] = rehearse(study.recipe, main, plan, rank, batch, study.optimizer, foreach=foreach)
+            small = self._few(rows)
+            recorded = self._recorded(rank, small)
+            bounds = [0, *key[2], self.microbatches] if self.microbatches > 1 else [0, 1]
+            turns = [(self._which(a, b, larger), b - a) for a, b in itertools.pairwise(bounds)]
+            more = round(recorded.inputs * (rows / small - 1)) if small else 0
+            self.known[key] = whole_step(recorded, turns, self.study.blocks.folds, self.sharding, more)
         return self.known[key]
 
-    def cost(self, rank: int) -> DeviceCost:
-        """What operators take on the device of a rank."""
-        return DeviceCost(self.cluster.devices[self.device_of[rank]])
+    def _few(self, rows: int) -> int:
+        """Rows of the few microbatches that are run; the larger ones come first."""
+        run = min(self.microbatches, _MICROBATCHES_RUN)
+        each, larger = divmod(rows, self.microbatches)
+        return run * each + min(larger, run - 1)
+
+    def _which(self, start: int, stop: int, larger: int) -> int:
+        """Which of those that are run the microbatches from one number to another are like."""
+        if start == 0:
+            return 0
+        return 2 if larger > 1 and stop > larger else 1
+
+    def _recorded(self, rank: int, rows: int) -> Recorded:
+        key = self._alike(rank), rows, self.savings.recompute
+        if key not in self.cut.recorded:
+            main, plan = _with_equal_rows(self.main, self.plan)
+            study, foreach = self.study, self.cluster.devices[0].profile.vendor != "CPU"
+            rehearsed = Rehearsed(study.recipe, study.optimizer, study.blocks, self.savings.recompute, study.master)
+            batch = study.batch_of(rows * self.replicas)
+            first = next(r for r in self.plan.rank_of if self._alike(r) == key[0])
+            self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch, foreach=foreach)
+        return self.cut.recorded[key]
 
     @property
+    def sharding(self) -> Sharding:
+        """How state is kept over the replicas: those of the largest level that cuts rows."""
+        levels = [k for k, cut in enumerate(self.plan.row_cuts) if cut is not None]
+        level = max(levels, key=lambda k: self.plan.mesh[k], default=0)
+        replicas = self.plan.mesh[level] if levels else 1
+        return Sharding(self.savings.zero, replicas, level, self.overlaps)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether gradients are reduced during the backward pass: where collectives do not need the cores."""
+        return all(device.profile.vendor != "CPU" for device in self.cluster.devices)
+
+    def _alike(self, rank: int) -> tuple[int, ...]:
+        """The coordinates inside a replica; where all parts are equal, the first stands for all."""
+        at = self.plan.coordinates_of(rank)
+        return tuple(
+            0 if level in self._even else c
+            for level, (c, cut) in enumerate(zip(at, self.plan.row_cuts, strict=True))
+            if cut is None
+        )
+
+    @cached_property
+    def _even(self) -> frozenset[int]:
+        """Levels that cut every axis into equal parts."""
+        uneven: set[int] = set()
+        decisions, program = self.main.decisions, self.main.program
+        layouts = [layout for modes in self.main.rewritten.layouts.values() for layout in modes]
+        for kind in {kind for layout in (*layouts, *decisions.stored.values()) for kind in layout}:
+            if isinstance(kind, Sharded):
+                cut = decisions.cuts[kind.cut]
+                size = hint(program.axes.size(kind.place.axis), program.hints)
+                if len(set(cut.weights)) > 1 or size % len(cut.weights):
+                    uneven.add(cut.level)
+        return frozenset(range(len(self.plan.mesh))) - uneven
+
+    def cost(self, rank: int) -> DeviceCost:
+        """What operators take on the device of a rank; one object for devices of one kind."""
+        device = self.cluster.devices[self.device_of[rank]]
+        return self.costs.setdefault((device.profile, device.speed), DeviceCost(device))
+
+    @cached_property
     def device_of(self) -> Mapping[int, int]:
         """Rank -> index of its device."""
         return {rank: place for place, rank in enumerate(self.plan.rank_of)}
 
     def curves(self, replica: int, at: Sequence[int]) -> tuple[Curve, Curve]:
         """By rows: seconds of compute of the slowest rank of a replica, and the largest part of a memory in use."""
-        ranks = self.ranks_of(replica)
+        ranks = list({(self._alike(r), self.cost(r).device): r for r in self.ranks_of(replica)}.values())
         seconds = [max(self.cost(r).busy_s(self.work(r, n)) for r in ranks) for n in at]
         filled = [max(self.filled(r, n) for r in ranks) for n in at]
         return Curve(tuple(at), tuple(seconds)), Curve(tuple(at), tuple(filled))
@@ -158,7 +295,8 @@ class Candidate:
 
     def played(self, rows: Sequence[int]) -> Played:
         """The step with these rows per replica."""
-        works = {rank: self.work(rank, rows[self.replica_of(rank)]) for rank in self.plan.rank_of}
+        cuts = sorted({number % self.microbatches for number in rows})
+        works = {rank: self.work(rank, rows[self.replica_of(rank)], cuts) for rank in self.plan.rank_of}
         costs = {rank: self.cost(rank) for rank in self.plan.rank_of}
         return play(self.plan.mesh, self.plan.rank_of, works, costs, Network(self.cluster, self.device_of))
 

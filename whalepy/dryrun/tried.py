@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from whalepy.dryrun.study import Candidate
+from whalepy.dryrun.recompute import Recompute
+from whalepy.dryrun.study import Candidate, Savings
 from whalepy.planner.forecast import Verdict
 from whalepy.planner.timeline import Played
 
@@ -24,6 +25,18 @@ class Options:
     optimizer: str = "adamw"
     precision: str | None = None
     top: int = 5
+    zero: int | None = None
+    recompute: Recompute | None = None
+
+    @property
+    def savings(self) -> Savings:
+        """What is forced, and otherwise nothing."""
+        return Savings(self.zero or 0, self.recompute or "none")
+
+    @property
+    def saves_freely(self) -> bool:
+        """Whether the planner decides how memory is saved."""
+        return self.zero is None and self.recompute is None
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,12 @@ class Tried:
         """Whether it can be trained on these devices."""
         filled = self.peak(self.tightest) / self.capacity(self.tightest)
         return "no" if filled > 1 else "tight" if filled > TIGHT else "fits"
+
+    @property
+    def not_runnable(self) -> tuple[str, ...]:
+        """What the runtime does not execute yet."""
+        precision = ("mixed precision",) if self.candidate.study.master else ()
+        return (*self.candidate.savings.words, *precision)
 
     @property
     def order(self) -> tuple[Any, ...]:

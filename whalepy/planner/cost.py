@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.hardware.links import Link
@@ -18,15 +20,20 @@ class DeviceCost:
     """How long operators take on one device."""
 
     device: Device
+    known: dict[tuple[int, int, str], float] = field(default_factory=dict[tuple[int, int, str], float], compare=False)
 
     def seconds(self, event: Event) -> float:
         """Seconds of one operator: its products, its bytes or the host that issues it, whichever take longest.
 
         The figures are those of the device's profile: measured, else what is taken for its vendor.
         """
-        profile, speed = self.device.profile, self.device.speed
-        products = profile.product_seconds(event.flops, event.dtype) if event.flops else 0.0
-        return max(products / speed, profile.memory_seconds(event.bytes) / speed, profile.launch_seconds)
+        key = event.flops, event.bytes, event.dtype
+        if key not in self.known:
+            profile, speed = self.device.profile, self.device.speed
+            products = profile.product_seconds(event.flops, event.dtype) if event.flops else 0.0
+            memory = profile.memory_seconds(event.bytes)
+            self.known[key] = max(products / speed, memory / speed, profile.launch_seconds)
+        return self.known[key]
 
     @property
     def runtime_bytes(self) -> int:
@@ -35,7 +42,35 @@ class DeviceCost:
 
     def busy_s(self, work: Rehearsal) -> float:
         """Seconds in which the device computes within a step."""
-        return sum(self.seconds(event) for event in work.events if not event.collective)
+        return sum(self.seconds(event) * times for event, times in work.weighted if not event.collective)
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a collective among the members of one group crosses."""
+
+    members: int
+    nodes: int
+    inside: float
+    """Bytes/s of one member inside its node."""
+    inside_latency_s: float
+    between: float = math.inf
+    """Bytes/s of this group out of one node; of the links of a node only its part."""
+    between_latency_s: float = 0.0
+
+    def seconds(self, kind: str, sent: int) -> float:
+        """Seconds of a collective in which each member sends so many bytes.
+
+        The members form one ring through all nodes, so each byte that a member sends crosses each tier at most once; a
+        tree is taken for an all-reduce where its latency is less. Source: NCCL, src/graph/tuning.cc (commit 01afd20).
+        """
+        if self.members < 2:
+            return 0.0
+        ring = (self.members - self.nodes) * self.inside_latency_s + (self.nodes - 1) * self.between_latency_s
+        if kind == "all-reduce":
+            depth = math.ceil(math.log2(self.members))
+            ring = 2 * min(ring, depth * max(self.inside_latency_s, self.between_latency_s))
+        return ring + sent / min(self.inside, self.between)
 
 
 @dataclass(frozen=True)
@@ -46,22 +81,28 @@ class Network:
     device_of: Mapping[int, int]
     """Rank -> index of its device."""
 
-    def seconds(self, event: Event, ranks: Sequence[int], beside: int = 1) -> float:
-        """Seconds of one collective among ranks of which each sends `event.bytes`.
+    def route(self, ranks: Sequence[int], beside: int = 1) -> Route:
+        """What a collective among these ranks crosses.
 
         `beside`: groups of one level whose members share the links of a node and communicate at the same time.
         """
-        if len(ranks) < 2:
-            return 0.0
-        nodes = {self.cluster.devices[self.device_of[rank]].node for rank in ranks}
-        steps = (2 if event.collective == "all-reduce" else 1) * (len(ranks) - 1)
-        inside = [self.cluster.nodes[node].link for node in nodes]
-        bandwidth = min(map(_reached, inside))
-        latency = max(link.latency_s for link in inside)
-        if len(nodes) > 1 and self.cluster.inter is not None:
-            bandwidth = min(bandwidth, _reached(self.cluster.inter) / beside)
-            latency = max(latency, self.cluster.inter.latency_s)
-        return steps * latency + event.bytes / bandwidth
+        members = Counter(self.node_of(rank) for rank in ranks)
+        inside = [self.cluster.nodes[node].link for node in members]
+        bandwidth, latency = min(map(_reached, inside)), max(link.latency_s for link in inside)
+        inter = self.cluster.inter
+        if len(members) == 1 or inter is None:
+            return Route(len(ranks), 1, bandwidth, latency)
+        alone = all(count == 1 for count in members.values())
+        within = math.inf if alone else bandwidth
+        return Route(len(ranks), len(members), within, latency, _reached(inter) / beside, inter.latency_s)
+
+    def seconds(self, event: Event, ranks: Sequence[int], beside: int = 1) -> float:
+        """Seconds of one collective among ranks of which each sends `event.bytes`."""
+        return self.route(ranks, beside).seconds(event.collective, event.bytes)
+
+    def node_of(self, rank: int) -> int:
+        """The node of a rank's device."""
+        return self.cluster.devices[self.device_of[rank]].node
 
 
 def _reached(link: Link) -> float:

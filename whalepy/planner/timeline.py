@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import groupby, product
 
+from whalepy.planner.alike import Classes, classes
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.forecast import Span, SpanKind
-from whalepy.planner.work import Event, Rehearsal
+from whalepy.planner.work import Event, Part, Rehearsal, Stretch, Wait
 
-Coordinates = tuple[int, ...]
+STEADY = 2
+"""Repeats of a stretch that are played; the others take as long as the last of these."""
 
 
 @dataclass
@@ -23,9 +24,15 @@ class RankTrack:
     waiting_s: float = 0.0
     """For other ranks to arrive at a collective."""
     bridge_s: float = 0.0
+    """Bridges that no operator hides."""
     gradient_s: float = 0.0
+    """Collectives of parameters and gradients that no operator hides."""
+    gradient_total_s: float = 0.0
+    """The same, hidden or not."""
     spans: list[Span] = field(default_factory=list[Span])
     memory: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    beside: list[Span] = field(default_factory=list[Span])
+    """Collectives that run beside the operators."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Played:
 
     step_s: float
     tracks: tuple[RankTrack, ...]
-    """By rank."""
+    """By rank; ranks that do the same share one."""
 
 
 def play(
@@ -44,92 +51,238 @@ def play(
     costs: Mapping[int, DeviceCost],
     network: Network,
 ) -> Played:
-    """Play the events of every rank; a collective starts when its last member arrives."""
+    """Play the parts of every rank; a collective starts when its last member arrives."""
     places = dict(zip(rank_of, product(*map(range, mesh)), strict=True))
-    members = _members(places)
-    tracks = {rank: RankTrack() for rank in rank_of}
-    position = dict.fromkeys(rank_of, 0)
-    waiting: dict[tuple[int, Coordinates], dict[int, Event]] = defaultdict(dict)
-    ready = list(rank_of)
-    beside = {level: _beside(level, members, network) for level in range(len(mesh))}
-    while ready:
-        rank = ready.pop()
-        event = _compute(works[rank].events, position, rank, tracks[rank], costs[rank])
-        if event is None:
+    kinds = {rank: (id(works[rank]), costs[rank].device.profile, costs[rank].device.speed) for rank in rank_of}
+    found = classes(places, kinds, network)
+    heads = sorted(set(found.of.values()))
+    players = {head: _Player(head, costs[head], found) for head in heads}
+    _play({head: works[head].parts for head in heads}, players)
+    end = max(player.track.clock for player in players.values())
+    return Played(end, tuple(players[found.of[rank]].track for rank in sorted(rank_of)))
+
+
+@dataclass
+class _Side:
+    """A collective beside the operators: when it was asked for and, once its last member has asked, when it ends."""
+
+    event: Event
+    asked_s: float
+    end_s: float | None = None
+
+
+@dataclass
+class _Player:
+    """One class of ranks as it goes through a step."""
+
+    head: int
+    cost: DeviceCost
+    classes: Classes
+    track: RankTrack = field(default_factory=RankTrack)
+    side: list[_Side] = field(default_factory=list[_Side])
+    side_clock: float = 0.0
+    counts: dict[int, int] = field(default_factory=dict[int, int])
+    """Collectives asked for, by level."""
+
+
+_Group = tuple[int, tuple[int, ...]]
+_Rows = Sequence[Event | Wait]
+
+
+def _play(parts: Mapping[int, Sequence[Part]], players: Mapping[int, _Player]) -> None:
+    """Rows run together; a stretch is played a few times, and the rest of its time is added."""
+    each = {head: [list(rows) for _, rows in groupby(own, lambda part: isinstance(part, Stretch))]
+            for head, own in parts.items()}  # fmt: skip
+    lengths = {tuple(isinstance(rows[0], Stretch) for rows in own) for own in each.values()}
+    assert len(lengths) == 1, "ranks run one program"
+    for k, repeated in enumerate(lengths.pop()):
+        if not repeated:
+            _run({head: own[k] for head, own in each.items()}, players)  # type: ignore[arg-type]
             continue
-        group = event.level, _without(places[rank], event.level)
-        waiting[group][rank] = event
-        if len(waiting[group]) == len(members[group]):
-            arrived = waiting.pop(group)
-            _communicate(arrived, tracks, network, beside[event.level])
-            ready.extend(sorted(arrived, reverse=True))
-    end = max(track.clock for track in tracks.values())
-    return Played(end, tuple(tracks[rank] for rank in sorted(tracks)))
+        for stretches in zip(*(own[k] for own in each.values()), strict=True):
+            _repeat(dict(zip(each, stretches, strict=True)), players)  # type: ignore[arg-type]
 
 
-def _members(places: Mapping[int, Coordinates]) -> dict[tuple[int, Coordinates], list[int]]:
-    found: dict[tuple[int, Coordinates], list[int]] = defaultdict(list)
-    for rank, at in sorted(places.items()):
-        for level in range(len(at)):
-            found[level, _without(at, level)].append(rank)
-    return found
+def _repeat(stretches: Mapping[int, Stretch], players: Mapping[int, _Player]) -> None:
+    repeats = next(iter(stretches.values())).repeats
+    parts = {head: stretch.parts for head, stretch in stretches.items()}
+    for _ in range(min(repeats, STEADY) - 1):
+        _play(parts, players)
+    before = {head: _state(player) for head, player in players.items()}
+    _play(parts, players)
+    if repeats > STEADY:
+        for head, player in players.items():
+            _extend(player, before[head], repeats - STEADY, stretches[head].grows)
 
 
-def _without(at: Coordinates, level: int) -> Coordinates:
-    return (*at[:level], -1, *at[level + 1 :])
+_FIGURES = ("busy_s", "waiting_s", "bridge_s", "gradient_s", "gradient_total_s")
 
 
-def _beside(level: int, members: Mapping[tuple[int, Coordinates], Sequence[int]], network: Network) -> int:
-    """How many groups of a level cross out of the same node at once, at most."""
-    crossing: dict[int, int] = defaultdict(int)
-    for (of, _), ranks in members.items():
-        nodes = {network.cluster.devices[network.device_of[rank]].node for rank in ranks}
-        if of == level and len(nodes) > 1:
-            for node in nodes:
-                crossing[node] += 1
-    return max(crossing.values(), default=1)
+_State = tuple[float, float, int, list[float]]
+_SPANS = 400
+"""Spans that the repeats of a stretch are drawn with at most."""
 
 
-def _compute(
-    events: Sequence[Event], position: dict[int, int], rank: int, track: RankTrack, cost: DeviceCost
-) -> Event | None:
-    """Run the operators of a rank up to its next collective, which is returned; None at the end of the step."""
-    for k in range(position[rank], len(events)):
-        event = events[k]
-        if event.collective:
-            position[rank] = k + 1
-            return event
-        seconds = cost.seconds(event)
-        _add_span(track, _KINDS[event.phase], event.name, seconds)
-        track.busy_s += seconds
-        track.memory.append((track.clock, event.peak))
-        track.clock += seconds
-    position[rank] = len(events)
+def _state(player: _Player) -> _State:
+    track = player.track
+    return track.clock, player.side_clock, len(track.spans), [getattr(track, name) for name in _FIGURES]
+
+
+def _extend(player: _Player, before: _State, times: int, grows: int) -> None:
+    """As if the last repeat had come so many times more."""
+    clock, side_clock, spans, figures = before
+    track = player.track
+    longer = times * (track.clock - clock)
+    _draw(track, track.spans[spans:], track.clock - clock, times)
+    if grows > 0 and track.memory:
+        track.memory.append((track.clock + longer, track.memory[-1][1] + times * grows))
+    later = times * (player.side_clock - side_clock)
+    for side in player.side:
+        if side.end_s is not None and side.end_s > track.clock:
+            side.end_s += max(later, longer)
+    track.clock += longer
+    player.side_clock += later
+    for name, was in zip(_FIGURES, figures, strict=True):
+        setattr(track, name, getattr(track, name) + times * (getattr(track, name) - was))
+
+
+def _draw(track: RankTrack, last: Sequence[Span], seconds: float, times: int) -> None:
+    """The spans of the last repeat again, or one that stands for all where they would be too many."""
+    if not track.spans:
+        return
+    if len(last) * times > _SPANS or not last:
+        end = track.spans[-1]
+        track.spans[-1] = replace(end, end_s=end.end_s + times * seconds)
+        return
+    for k in range(1, times + 1):
+        track.spans += [replace(s, start_s=s.start_s + k * seconds, end_s=s.end_s + k * seconds) for s in last]
+
+
+# -- rows without repeats
+
+
+def _run(rows: Mapping[int, _Rows], players: Mapping[int, _Player]) -> None:
+    position = dict.fromkeys(rows, 0)
+    waiting: dict[_Group, dict[int, Event]] = {}
+    sides: dict[tuple[_Group, int], dict[int, _Side]] = {}
+    ready = sorted(rows, reverse=True)
+    asleep: dict[int, _Side] = {}
+    while ready:
+        head = ready.pop()
+        player = players[head]
+        stop = _advance(rows[head], position, player, sides, players)
+        if isinstance(stop, _Side):
+            asleep[head] = stop
+        elif stop is not None:
+            group = _group(player, stop.level)
+            waiting.setdefault(group, {})[head] = stop
+            if len(waiting[group]) == len(group[1]):
+                arrived = waiting.pop(group)
+                _communicate(arrived, players)
+                ready.extend(sorted(arrived, reverse=True))
+        awake = sorted(head for head, side in asleep.items() if side.end_s is not None)
+        for head in awake:
+            del asleep[head]
+        ready.extend(reversed(awake))
+
+
+def _group(player: _Player, level: int) -> _Group:
+    return level, player.classes.groups[player.head, level]
+
+
+def _advance(
+    rows: _Rows,
+    position: dict[int, int],
+    player: _Player,
+    sides: dict[tuple[_Group, int], dict[int, _Side]],
+    players: Mapping[int, _Player],
+) -> Event | _Side | None:
+    """Run the rows up to a collective that all must reach, or one beside that has not begun; None at the end."""
+    for k in range(position[player.head], len(rows)):
+        row = rows[k]
+        if isinstance(row, Wait):
+            if (late := _wait(row, player)) is not None:
+                position[player.head] = k
+                return late
+        elif not row.collective:
+            _compute(row, player)
+        elif row.beside:
+            _ask(row, player, sides, players)
+        else:
+            position[player.head] = k + 1
+            return row
+    position[player.head] = len(rows)
     return None
 
 
-_KINDS: Mapping[str, SpanKind] = {
-    "forward": "forward",
-    "backward": "backward",
-    "gradient": "gradient",
-    "optimizer": "optimizer",
-}
+def _compute(event: Event, player: _Player) -> None:
+    seconds, track = player.cost.seconds(event), player.track
+    _add_span(track, event.phase, event.name, seconds)
+    track.busy_s += seconds
+    track.memory.append((track.clock, event.peak))
+    track.clock += seconds
 
 
-def _communicate(arrived: Mapping[int, Event], tracks: Mapping[int, RankTrack], network: Network, beside: int) -> None:
-    start = max(tracks[rank].clock for rank in arrived)
+def _ask(
+    event: Event,
+    player: _Player,
+    sides: dict[tuple[_Group, int], dict[int, _Side]],
+    players: Mapping[int, _Player],
+) -> None:
+    """Ask for a collective beside the operators; the last member to ask starts it."""
+    side = _Side(event, player.track.clock)
+    player.side.append(side)
+    group = _group(player, event.level)
+    number = player.counts[event.level] = player.counts.get(event.level, 0) + 1
+    asked = sides.setdefault((group, number), {})
+    asked[player.head] = side
+    if len(asked) < len(group[1]):
+        return
+    start = max(max(one.asked_s for one in asked.values()), max(players[head].side_clock for head in asked))
+    route = player.classes.routes[player.head, event.level]
+    seconds = route.seconds(event.collective, max(one.event.bytes for one in asked.values()))
+    for head, one in asked.items():
+        one.end_s = start + seconds
+        players[head].side_clock = one.end_s
+        players[head].track.gradient_total_s += seconds
+        if seconds:
+            players[head].track.beside.append(Span(start, one.end_s, "gradient", event.name))
+    del sides[group, number]
+
+
+def _wait(wait: Wait, player: _Player) -> _Side | None:
+    """Wait for collectives beside the operators; the one that has no end yet, if there is one."""
+    pending = player.side[: max(len(player.side) - wait.outstanding, 0)]
+    for side in pending:
+        if side.end_s is None:
+            return side
+    end = max((side.end_s or 0.0 for side in pending), default=0.0)
+    late = end - player.track.clock
+    if late > 0:
+        _add_span(player.track, "gradient", "waiting for parameters or gradients", late)
+        player.track.gradient_s += late
+        player.track.clock = end
+    del player.side[: len(pending)]
+    return None
+
+
+def _communicate(arrived: Mapping[int, Event], players: Mapping[int, _Player]) -> None:
+    """A collective that all members stop for."""
+    start = max(max(players[head].track.clock, players[head].side_clock) for head in arrived)
     longest = max(arrived.values(), key=lambda event: event.bytes)
-    seconds = network.seconds(longest, sorted(arrived), beside)
-    for rank, event in arrived.items():
-        track = tracks[rank]
+    for head, event in arrived.items():
+        player = players[head]
+        track, route = player.track, player.classes.routes[head, event.level]
+        seconds = route.seconds(longest.collective, longest.bytes)
         track.waiting_s += start - track.clock
         track.clock = start
-        gradient = event.phase == "gradient"
+        gradient = event.phase in ("gradient", "optimizer")
         _add_span(track, "gradient" if gradient else "bridge", event.collective, seconds)
         track.memory.append((track.clock, event.peak))
         track.clock += seconds
         if gradient:
             track.gradient_s += seconds
+            track.gradient_total_s += seconds
         else:
             track.bridge_s += seconds
 

@@ -1,0 +1,151 @@
+"""The blocks that a model is made of, and the model with the most alike of them left out for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from whalepy.planner.work import KEPT, Fold
+from whalepy.primitives.annotate import scopes_on
+
+LEAST_REPEATS = 5
+"""Blocks that repeat less often are all run: leaving few out saves little."""
+_MOST_PERIOD = 8
+"""Layers in turn, such as one with full attention after five with windows."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks by number, and which of them repeat."""
+
+    paths: tuple[str, ...] = ()
+    folds: tuple[Fold, ...] = ()
+
+    def of(self, path: str) -> int:
+        """The number of the block that a module or parameter lies in; -1 outside all."""
+        return next((k for k, block in enumerate(self.paths) if path == block or path.startswith(f"{block}.")), -1)
+
+    def repeats(self, path: str) -> float:
+        """How many parts of the whole model one of this path stands for: 0 where others stand for it."""
+        block = self.of(path)
+        for fold in self.folds:
+            if block in fold.blocks(1):
+                return fold.repeats - KEPT + 1
+        return 1
+
+
+NO_BLOCKS = Blocks()
+
+
+@contextmanager
+def folded(model: nn.Module, *, fold: bool = True) -> Generator[Blocks]:
+    """The blocks of the model; inside, blocks that repeat are there three times only.
+
+    Blocks are the members of the outermost lists of modules. They repeat where classes, shapes and plain attributes
+    are the same, except for a number that is the place of a block in its list. The model is whole again afterwards.
+    """
+    changed: list[tuple[nn.Module, dict[str, Any]]] = []
+    paths: list[str] = []
+    folds: list[Fold] = []
+    try:
+        for path, container in list(_containers(model)):
+            names = list(container._modules)
+            runs = _runs([container._modules[name] for name in names]) if fold else []
+            left = _left(len(names), runs)
+            for start, period, repeats in runs:
+                before = sum(number < start for number in left)
+                folds.append(Fold(len(paths) + before, period, repeats))
+            if runs:
+                changed.append((container, dict(container._modules)))
+                _keep(container, [names[number] for number in left])
+            paths += [f"{path}.{name}" if path else name for name in container._modules]
+        yield Blocks(tuple(paths), tuple(folds))
+    finally:
+        for container, modules in changed:
+            container._modules.clear()
+            container._modules.update(modules)
+
+
+def _keep(container: nn.Module, names: Sequence[str]) -> None:
+    """Only these members; where they are numbered, numbered anew."""
+    kept = [container._modules[name] for name in names]
+    numbered = all(name.isdigit() for name in container._modules)
+    container._modules.clear()
+    for k, (name, module) in enumerate(zip(names, kept, strict=True)):
+        container._modules[str(k) if numbered else name] = module
+
+
+def _left(count: int, runs: Sequence[tuple[int, int, int]]) -> list[int]:
+    """The members that stay."""
+    gone = {k for start, period, repeats in runs for k in range(start + KEPT * period, start + repeats * period)}
+    return [k for k in range(count) if k not in gone]
+
+
+def _containers(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The outermost lists of modules with several members."""
+    if isinstance(model, nn.ModuleList | nn.Sequential) and len(model._modules) > 1:
+        yield path, model
+        return
+    for name, child in model.named_children():
+        yield from _containers(child, f"{path}.{name}" if path else name)
+
+
+def _runs(members: Sequence[nn.Module | None]) -> list[tuple[int, int, int]]:
+    """Stretches of members that repeat: (first, period, repeats)."""
+    places = _places(members)
+    forms = [_form(member, places) for member in members]
+    found: list[tuple[int, int, int]] = []
+    at = 0
+    while at < len(forms):
+        ways = ((period, _repeats(forms[at:], period)) for period in range(1, _MOST_PERIOD + 1))
+        period, repeats = max(ways, key=lambda way: (way[0] * way[1] if way[1] >= LEAST_REPEATS else 0, -way[0]))
+        if repeats >= LEAST_REPEATS:
+            found.append((at, period, repeats))
+            at += period * repeats
+        else:
+            at += 1
+    return found
+
+
+def _repeats(forms: Sequence[Hashable], period: int) -> int:
+    """How often the first `period` forms come in a row."""
+    count = 1
+    while forms[count * period : (count + 1) * period] == forms[:period]:
+        count += 1
+    return count
+
+
+def _places(members: Sequence[nn.Module | None]) -> frozenset[str]:
+    """Attributes, by path within a member, that are the place of every member in the list."""
+    own: list[set[str]] = []
+    for place, member in enumerate(members):
+        modules = () if member is None else member.named_modules()
+        found = ((path, name, value) for path, module in modules for name, value in vars(module).items())
+        own.append({f"{path}.{name}" for path, name, value in found if type(value) is int and value == place})
+    return frozenset(set[str].intersection(*own))
+
+
+def _form(module: nn.Module | None, places: frozenset[str], path: str = "") -> Hashable:
+    """What a member is made of."""
+    if module is None:
+        return None
+    if "forward" in module.__dict__ and not scopes_on(module):
+        return object()  # somebody has replaced its forward
+    tensors = (*module._parameters.items(), *module._buffers.items())
+    plain = ((name, _plain(value)) for name, value in vars(module).items() if name[0] != "_")
+    return (
+        type(module),
+        tuple((name, None if t is None else (t.shape, t.dtype, t.requires_grad)) for name, t in tensors),
+        tuple(sorted((name, value) for name, value in plain if f"{path}.{name}" not in places)),
+        tuple(scopes_on(module).get("", ())),
+        tuple((name, _form(c, places, f"{path}.{name}" if path else name)) for name, c in module._modules.items()),
+    )
+
+
+def _plain(value: Any) -> str:
+    plain = isinstance(value, bool | int | float | str | tuple | type(None))
+    return repr(value) if plain else type(value).__qualname__
