@@ -1,10 +1,15 @@
 """Predicted against measured, on the CPU ranks of this machine: peak memory and time of a step.
 
-    python -m benchmarks.prediction [--time] [--results FILE]
+    python -m benchmarks.prediction [--time] [--only WORDS] [--results FILE]
 
-Each case is compiled on gloo ranks and trained for a few steps; memory is the growth of the process to its high-water
-mark (Linux: VmHWM) beyond what it held before the first step, plus the tensors it held then. Time needs a quiet
-machine and is left out unless asked for: the median of steps, against a profile measured in the same run.
+Each case is compiled on gloo ranks, each bound to one core, and trained for a few steps. Compared are
+- tensors: the dry run's peak with the high-water mark of torch's allocator (its profiler sees every allocation);
+- process: what `whalepy plan` says (tensors and what libraries hold) and the local model, which a rank on the CPU keeps
+  beside its boxes, with all memory the process ever had resident (Linux: VmHWM). The C library is told to take large
+  tensors from the system one by one: by default it leaves holes between them, which it neither fills nor gives back;
+- time (--time; the machine must be quiet): the median of steps with the step played on a profile of this machine.
+  Profile and steps take turns, since such a machine changes its speed. Ranks measure at the same time as many as there
+  are cores; where there are more ranks than cores, each device has its part of the speed.
 """
 
 from __future__ import annotations
@@ -13,23 +18,48 @@ import argparse
 import datetime
 import gc
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import whalepy
 from tests.pool import Pool
+from whalepy.dryrun.rehearse import OPTIMIZERS
+from whalepy.dryrun.shares import equal_rows
+from whalepy.dryrun.study import Study
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.hardware.detect import RankReport, report_this_rank
+from whalepy.hardware.links import Link
+from whalepy.hardware.profile_file import measured_spec
+from whalepy.runtime.agreement import gather_objects
+from whalepy.runtime.build import Recipe
+from whalepy.runtime.groups import CPU, start_process_group
+from whalepy.runtime.measure import EFFORTS, measure_device
+from whalepy.runtime.measure_links import measure_links
 
 MEGA = 1e6
 STEPS = 4
+ROUNDS = 5
+# As `whalepy profile` measures, in a third of the time: the machine may change its speed at any moment.
+EFFORT = replace(EFFORTS["cpu", False], seconds_per_point=0.1, dtypes=("float32",))
+# Large tensors are taken from the system one by one and given back at once: a process holds what its tensors hold.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+# Nothing is given back: else a step spends up to a seventh of its time on pages of memory that it had before.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# Small, so that no model diverges: products of numbers next to zero take ten times as long on these processors.
+LEARNING_RATE = 1e-4
 
 
 def gpt2(frozen: float = 0.0) -> tuple[nn.Module, dict[str, Any]]:
@@ -85,90 +115,173 @@ CASES = (
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Of one rank."""
+class Round:
+    """A profile of this machine and the steps that followed it."""
 
-    memory_bytes: int
+    report: RankReport
+    link: Link
     step_s: float
 
 
-def measured(case: Case) -> Figures:
-    """On this rank: growth of memory, and the median step."""
-    from whalepy.dryrun.rehearse import OPTIMIZERS
+@dataclass(frozen=True)
+class Figures:
+    """Of one rank."""
 
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+    tensor_bytes: int
+    process_bytes: int
+    local_model_bytes: int
+    rounds: tuple[Round, ...]
+
+
+def measured(case: Case, rounds: int) -> Figures:
+    """On this rank: memory, and so many rounds of a profile and steps."""
+    own_core()
     model, batch = case.make()
+    local_model = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     whalepy.annotate(model, case.annotations())
     parallel = whalepy.compile(model, f"{case.world}xcpu", batch)
+    del model
+    gc.collect()
     own = parallel.local_batch(batch)
     trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[case.optimizer](trained, foreach=False)
-    del model
-    held = sum(value.nbytes for value in (*parallel.parameters(), *parallel.buffers(), *own.values()))
-    gc.collect()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    times: list[float] = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
+    optimizer = OPTIMIZERS[case.optimizer](trained, lr=LEARNING_RATE, foreach=False)
+
+    def step() -> None:
         parallel.train_step(**own)
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.perf_counter() - start)
-    return Figures(_status("VmHWM") - before + held, statistics.median(times[1:]))
+
+    for _ in range(STEPS):
+        step()
+    process = status("VmHWM")
+    state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+    held = sum(value.nbytes for value in (*parallel.parameters(), *parallel.buffers(), *own.values(), *state))
+    tensors = held + most_allocated(step)
+    return Figures(tensors, process, local_model, tuple(a_round(step) for _ in range(rounds)))
 
 
-def _status(key: str) -> int:
+def own_core() -> None:
+    """Bind this rank to one core, and torch to one thread."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[dist.get_rank() % len(cores)]})
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def status(key: str) -> int:
+    """Bytes of a field of this process's status."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 
-def predicted(case: Case, cluster: Any) -> tuple[int, float]:
-    """Bytes of tensors of rank 0 at its peak, and seconds of a step."""
-    from whalepy.dryrun.study import Study
-    from whalepy.runtime.build import Recipe
+def most_allocated(step: Callable[[], None]) -> int:
+    """Bytes of tensors that a step allocates and holds at most at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    profiled: Any = seen.profiler
+    events = [event for event in profiled.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
 
+
+def a_round(step: Callable[[], None]) -> Round:
+    """A profile as `whalepy profile` makes it, then the median of a few steps."""
+    host = start_process_group(CPU)
+    measures = host.position < (os.cpu_count() or 1)
+    report = report_this_rank(CPU, measure_device(CPU, effort=EFFORT) if measures else None)
+    reports = gather_objects(host, report)
+    links = measure_links(host, [other.host for other in reports], CPU)
+    times: list[float] = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return Round(report, links.inside[report.host], statistics.median(times))
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the dry run says of rank 0."""
+
+    tensor_bytes: int
+    plan_bytes: int
+    """What `whalepy plan` prints: tensors and what libraries hold."""
+    steps_s: tuple[float, ...]
+    """By cluster."""
+
+
+def predicted(case: Case, clusters: Sequence[ClusterSpec]) -> Predicted:
+    """The dry run's answer on these clusters, which differ in their figures alone."""
     model, batch = case.make()
     whalepy.annotate(model, case.annotations())
     study = Study.of(Recipe(model), batch, case.optimizer)
-    candidate = study.candidate(None, cluster, cluster.speeds(), 1)
-    rows = tuple(study.rows // candidate.replicas for _ in range(candidate.replicas))
-    return candidate.work(0, rows[0]).peak, candidate.played(rows).step_s
+    candidates = [study.candidate(None, cluster, cluster.speeds(), 1) for cluster in clusters]
+    first = candidates[0]
+    rows = equal_rows(study.rows, first.replicas)
+    steps = tuple(candidate.played(rows).step_s for candidate in candidates)
+    return Predicted(first.work(0, rows[0]).peak, first.peak(0, rows[0]), steps)
+
+
+def cluster_of(case: Case, found: Round) -> ClusterSpec:
+    """As many devices as ranks, all of them like the one that was measured; more than cores share these."""
+    data = measured_spec([found.report], {found.report.host: found.link}, None).to_dict()
+    (node,) = data["nodes"]
+    (device,) = node["devices"]
+    speed = min(1.0, (os.cpu_count() or 1) / case.world)
+    link = {"bandwidth": found.link.bandwidth_bytes_per_s, "latency_s": found.link.latency_s, "origin": "measured"}
+    node |= {"devices": [device | {"count": case.world, "speed": speed}], "link": link}
+    return ClusterSpec.load(data)
 
 
 def compared(case: Case, *, timed: bool) -> dict[str, Any]:
-    """One row of the results. The pool is fresh: memory that a process keeps from before would not grow."""
-    pool = Pool()
-    try:
-        figures = pool.run(case.world, measured, case, timeout_s=900)[0]
-    finally:
-        pool.close()
-    memory, step = predicted(case, _cluster(case.world, timed=timed))
+    """One row of the results."""
+    figures = on_ranks(case, 0, GIVEN_BACK)
+    slow = on_ranks(case, ROUNDS, KEPT) if timed else None
+    clusters = [cluster_of(case, found) for found in slow.rounds] if slow else [ClusterSpec.load(f"{case.world}xcpu")]
+    said = predicted(case, clusters)
     row: dict[str, Any] = {
         "case": case.name,
-        "predicted_mb": round(memory / MEGA, 1),
-        "measured_mb": round(figures.memory_bytes / MEGA, 1),
-        "memory_ratio": round(memory / figures.memory_bytes, 3),
+        **beside("tensors", said.tensor_bytes / MEGA, figures.tensor_bytes / MEGA, "mb"),
+        **beside("process", (said.plan_bytes + figures.local_model_bytes) / MEGA, figures.process_bytes / MEGA, "mb"),
     }
-    if timed:
-        row |= {"predicted_s": step, "measured_s": figures.step_s, "time_ratio": round(step / figures.step_s, 3)}
+    if slow:
+        steps = [found.step_s for found in slow.rounds]
+        row |= beside("step", statistics.median(said.steps_s), statistics.median(steps), "s")
+        row["rounds_s"] = [[round(a, 3), round(b, 3)] for a, b in zip(said.steps_s, steps, strict=True)]
     return row
 
 
-def _cluster(world: int, *, timed: bool) -> Any:
-    from whalepy.hardware.cluster import ClusterSpec
+def beside(name: str, expected: float, seen: float, unit: str) -> dict[str, float]:
+    """Both figures and their ratio."""
+    return {
+        f"{name}_predicted_{unit}": round(expected, 3),
+        f"{name}_measured_{unit}": round(seen, 3),
+        f"{name}_ratio": round(expected / seen, 3),
+    }
 
-    return ClusterSpec.load(f"{world}xcpu")
+
+def on_ranks(case: Case, rounds: int, malloc: dict[str, str]) -> Figures:
+    """What rank 0 found, in fresh processes with these settings of the C library."""
+    os.environ.update(malloc)
+    pool = Pool()
+    try:
+        return pool.run(case.world, measured, case, rounds, timeout_s=1800)[0]
+    finally:
+        pool.close()
+        for name in malloc:
+            os.environ.pop(name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time", action="store_true", help="compare step times too; the machine must be quiet")
     parser.add_argument("--results", type=Path, help="write the rows as JSON")
+    parser.add_argument("--only", default="", help="the cases whose names contain this")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for case in CASES:
+        if options.only not in case.name:
+            continue
         rows.append(compared(case, timed=options.time))
         print(rows[-1], flush=True)
     if options.results:

@@ -13,6 +13,8 @@ MEASURED = "measured"
 BY_RANKS = "measured by its ranks"
 # For a figure that nobody knows: typical of the table's PCIe cards, 40 float32 FLOPs per byte of memory traffic.
 FLOPS_PER_BYTE = 40.0
+KIND_OF = {"layer_norm": "normalise", "softmax": "normalise", "batch_norm": "batch norm"}
+"""Operators bound by memory that stand for a kind of their own: they read what they are given more than once."""
 
 _RATE_FIELD = {
     "float32": "fp32",
@@ -44,6 +46,8 @@ class Measured:
     memory: Mapping[str, tuple[Point, ...]] = field(default_factory=dict[str, tuple[Point, ...]])  # by operator; bytes
     launch_s: float | None = None
     host_bandwidth: float | None = None  # bytes/s, the slower direction; None where the host has no link to it
+    apart: Mapping[str, tuple[Point, ...]] = field(default_factory=dict[str, tuple[Point, ...]])  # by kind; FLOPs
+    apart_in: str = "float32"  # the dtype of `apart`
 
     def rate(self, dtype: str = "float32") -> float:
         """The best FLOP/s seen in `dtype`; 0.0 where it was not measured."""
@@ -64,7 +68,8 @@ def refined(base: DeviceProfile, measured: Measured, source: str = BY_RANKS) -> 
     curves = {dtype: _curve(points, measured.rate(dtype)) for dtype, points in measured.products.items() if points}
     if curves:
         figures["product_efficiency"] = tuple(sorted(curves.items()))
-    traffic = _traffic(measured.memory)
+    plain = {name: points for name, points in measured.memory.items() if name not in KIND_OF}
+    traffic = _traffic(plain or measured.memory)
     if traffic:
         figures["memory_bandwidth"] = traffic[-1].rate
         figures["memory_efficiency"] = _curve(traffic, traffic[-1].rate)

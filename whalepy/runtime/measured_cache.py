@@ -19,7 +19,7 @@ from whalepy.runtime.measure import measure_device
 
 # A machine that was busy while it was measured is not judged by that for longer.
 KEPT_S = 24 * 3600.0
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
