@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,9 @@ class Counter(TorchDispatchMode):
         phase: Phase = self.phase if _running_backward() is None else "backward"
         name = self._name() or operator
         block, peak = self._block(phase), max(self._peak, self.memory)
-        self.events.append(Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block))
+        self.events.append(
+            Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block, kind_of(operator))
+        )
         self._peak = self.memory
 
     def _name(self) -> str:
@@ -127,6 +130,20 @@ _FREE: frozenset[Any] = frozenset(
      _aten.lift_fresh, _aten._unsafe_view, _aten.sym_size, _aten.alias)
 )  # fmt: skip
 """Nothing is read or written."""
+
+
+_KINDS = ("convolution", "attention")
+_NORMALISES = re.compile(r"(layer|batch|group|rms)_norm|softmax")
+
+
+def kind_of(operator: str) -> str:
+    """What profiles measure apart from other products and elementwise operators; empty for these."""
+    found = next((kind for kind in _KINDS if kind in operator), "")
+    if found:
+        return f"{found} backward" if "backward" in operator else found
+    if "batch_norm" in operator and "backward" not in operator:
+        return "batch norm"
+    return "normalise" if _NORMALISES.search(operator) else ""
 
 
 def mark(result: Any, name: str, block: int) -> None:

@@ -43,6 +43,9 @@ _DTYPE_ALIASES = {
 # Assumed, and true of data-centre parts; GeForce and RTX parts are far slower in float64.
 _FLOAT64_PER_FLOAT32 = 0.5
 
+# Kinds of operators whose curve is one over bytes; those of the others are over FLOPs.
+BOUND_BY_MEMORY = ("normalise", "batch norm")
+
 # A rate this much above that of float32 is taken to be that of matrix units.
 _UNITS_GAIN = 1.5
 
@@ -76,6 +79,8 @@ class DeviceProfile:
     # What it makes of its peaks; where empty or None, what is taken for its vendor.
     product_efficiency: tuple[tuple[str, Curve], ...] = ()  # by dtype: FLOPs of one product -> fraction of the rate
     memory_efficiency: Curve = ()  # bytes that one kernel reads and writes -> fraction of the memory bandwidth
+    # By kind of operator: FLOPs -> fraction of the rate; of those that normalise, bytes.
+    kind_efficiency: tuple[tuple[str, Curve], ...] = ()
     launch_s: float | None = None  # seconds of the host per kernel
     host_bandwidth: float | None = None  # bytes/s per direction between the device and pinned memory of its host
     runtime_bytes: int | None = None  # held by context, libraries and communicators
@@ -113,13 +118,21 @@ class DeviceProfile:
         default = default_curve(self.memory_bandwidth, taken.memory_fraction, taken.fill_s)
         return fraction_at(self.memory_efficiency or default, nbytes)
 
-    def product_seconds(self, flops: float, dtype: str = "float32") -> float:
-        """Seconds of one matrix product of `flops` FLOPs, the launch aside."""
-        return flops / (self.rate(dtype) * self.product_fraction(flops, dtype)) if flops > 0 else 0.0
+    def product_seconds(self, flops: float, dtype: str = "float32", kind: str = "") -> float:
+        """Seconds of one matrix product, or operator of a kind made of products, of `flops` FLOPs, the launch aside."""
+        if flops <= 0:
+            return 0.0
+        apart = dict(self.kind_efficiency).get(kind)
+        fraction = fraction_at(apart, flops) if apart else self.product_fraction(flops, dtype)
+        return flops / (self.rate(dtype) * fraction)
 
-    def memory_seconds(self, nbytes: float) -> float:
+    def memory_seconds(self, nbytes: float, kind: str = "") -> float:
         """Seconds of one kernel that reads and writes `nbytes` bytes in all, the launch aside."""
-        return nbytes / (self.memory_bandwidth * self.memory_fraction(nbytes)) if nbytes > 0 else 0.0
+        if nbytes <= 0:
+            return 0.0
+        apart = dict(self.kind_efficiency).get(kind) if kind in BOUND_BY_MEMORY else None
+        fraction = fraction_at(apart, nbytes) if apart else self.memory_fraction(nbytes)
+        return nbytes / (self.memory_bandwidth * fraction)
 
     @property
     def launch_seconds(self) -> float:

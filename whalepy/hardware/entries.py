@@ -150,6 +150,7 @@ class ProfileEntry(_Entry):
     marks: tuple[tuple[str, str], ...] | None = None
     product_efficiency: Annotated[dict[str, CurveField], AfterValidator(_known_dtypes)] | None = None
     memory_efficiency: CurveField | None = None
+    kind_efficiency: dict[str, CurveField] | None = None
     launch_s: Rate | None = None
     host_bandwidth: Positive | None = None
     runtime_bytes: Annotated[int, BeforeValidator(_no_truth), Field(ge=0, le=10**18)] | None = None

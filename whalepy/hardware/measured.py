@@ -65,14 +65,21 @@ def refined(base: DeviceProfile, measured: Measured, source: str = BY_RANKS) -> 
         for dtype in measured.products
         if (rate := measured.rate(dtype)) and dtype in _RATE_FIELD
     }
+    rate = measured.rate(measured.apart_in)
     curves = {dtype: _curve(points, measured.rate(dtype)) for dtype, points in measured.products.items() if points}
     if curves:
         figures["product_efficiency"] = tuple(sorted(curves.items()))
+    kinds = {kind: _curve(points, rate) for kind, points in measured.apart.items() if points and rate}
     plain = {name: points for name, points in measured.memory.items() if name not in KIND_OF}
     traffic = _traffic(plain or measured.memory)
     if traffic:
         figures["memory_bandwidth"] = traffic[-1].rate
         figures["memory_efficiency"] = _curve(traffic, traffic[-1].rate)
+        for kind in sorted(set(KIND_OF.values())):
+            apart = _traffic({name: points for name, points in measured.memory.items() if KIND_OF.get(name) == kind})
+            kinds |= {kind: _curve(apart, traffic[-1].rate)} if apart and plain else {}
+    if kinds:
+        figures["kind_efficiency"] = tuple(sorted(kinds.items()))
     for name in ("launch_s", "host_bandwidth"):
         if getattr(measured, name) is not None:
             figures[name] = getattr(measured, name)

@@ -61,6 +61,8 @@ def profile_dict(figures: DeviceProfile) -> dict[str, Any]:
     data["marks"] = [list(mark) for mark in figures.marks]
     if figures.product_efficiency:
         data["product_efficiency"] = {dtype: _points(curve) for dtype, curve in figures.product_efficiency}
+    if figures.kind_efficiency:
+        data["kind_efficiency"] = {kind: _points(curve) for kind, curve in figures.kind_efficiency}
     if figures.memory_efficiency:
         data["memory_efficiency"] = _points(figures.memory_efficiency)
     without = {"name"} if figures.base else {"name", "base"}
@@ -81,8 +83,9 @@ def _file_types(spec: SpecFile) -> Iterator[str]:
 def _own(name: str, entry: ProfileEntry, folder: Path, reading: tuple[Path, ...]) -> DeviceProfile:
     """A type of the user's own, from a file, a known type or nothing; it may also restate a known name."""
     given: dict[str, Any] = entry.model_dump(exclude_none=True, exclude={"base", "file", "memory_gib", "memory_bytes"})
-    if "product_efficiency" in given:
-        given["product_efficiency"] = tuple(given["product_efficiency"].items())
+    for field in ("product_efficiency", "kind_efficiency"):
+        if field in given:
+            given[field] = tuple(given[field].items())
     for field in _IN_SI:
         if 0 < given.get(field, 0) < _LEAST:
             fix = "write it in FLOP/s or bytes/s: 35.6 TFLOP/s is 35.6e+12"

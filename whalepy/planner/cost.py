@@ -20,18 +20,20 @@ class DeviceCost:
     """How long operators take on one device."""
 
     device: Device
-    known: dict[tuple[int, int, str], float] = field(default_factory=dict[tuple[int, int, str], float], compare=False)
+    known: dict[tuple[int, int, str, str], float] = field(
+        default_factory=dict[tuple[int, int, str, str], float], compare=False
+    )
 
     def seconds(self, event: Event) -> float:
         """Seconds of one operator: its products, its bytes or the host that issues it, whichever take longest.
 
         The figures are those of the device's profile: measured, else what is taken for its vendor.
         """
-        key = event.flops, event.bytes, event.dtype
+        key = event.flops, event.bytes, event.dtype, event.kind
         if key not in self.known:
             profile, speed = self.device.profile, self.device.speed
-            products = profile.product_seconds(event.flops, event.dtype) if event.flops else 0.0
-            memory = profile.memory_seconds(event.bytes)
+            products = profile.product_seconds(event.flops, event.dtype, event.kind) if event.flops else 0.0
+            memory = profile.memory_seconds(event.bytes, event.kind)
             self.known[key] = max(products / speed, memory / speed, profile.launch_seconds)
         return self.known[key]
 

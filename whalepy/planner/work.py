@@ -32,6 +32,8 @@ class Event:
     """The level of a collective."""
     block: int = -1
     """The block of the model it belongs to; -1 outside all blocks."""
+    kind: str = ""
+    """What profiles measure apart: convolution, attention (each also "backward"), normalise, batch norm; else empty."""
     beside: bool = False
     """Whether a collective runs beside the operators that follow it, until a `Wait`."""
 
