@@ -180,6 +180,7 @@ def _t5(shape: Mapping[str, str], tokens: int) -> dict[str, Any]:
         "vocab_size": int(shape["vocab"]),
         "feed_forward_proj": "gated-gelu" if gated else "relu",
         "tie_word_embeddings": not gated,
+        "decoder_start_token_id": 0,
         "use_cache": False,
     }
 
