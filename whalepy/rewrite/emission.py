@@ -15,11 +15,12 @@ from torch import fx
 
 from whalepy.errors import PlanError
 from whalepy.program.axes import Size, as_size
-from whalepy.program.call import Call, is_tensor
+from whalepy.program.call import Call, is_tensor, tensor_operands
 from whalepy.program.layout import Layout, Mode, operand_type, result_type
 from whalepy.program.rules_shape import CREATES, CREATES_LIKE, RESHAPES
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import First, GlobalSize, Reducer, Start, Stream
+from whalepy.rewrite.causal import is_causal, positions_whole, without_mask
 
 if TYPE_CHECKING:
     from whalepy.rewrite.rewrite import Rewriter
@@ -178,8 +179,14 @@ def _emit_repeat_interleave(
 def _emit_attention(
     rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], modes: tuple[Mode, ...]
 ) -> fx.Node:
-    """Where it is cut, an operator that can do without rows and heads."""
+    """Where it is cut, an operator that can do without rows and heads; a causal mask is left out where it may be."""
     new = _emit_same(rewriter, i, node, operands, modes)
+    tensors = tensor_operands(node)
+    if len(tensors) == 4 and is_causal(tensors[3]):
+        op = rewriter.program.operators[i]
+        layouts: list[Layout] = [tuple(operand_type(op, mode, k) for mode in modes) for k in range(4)]
+        if positions_whole(layouts, [tensor.meta["val"].ndim for tensor in tensors]):
+            without_mask(new)
     if any(mode.kind == "S" for mode in modes):
         new.target = kernels.attention
     return new
