@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from whalepy.dryrun.beyond import adds, largest_batch, modules_of, ways_out
+from whalepy.dryrun.beyond import adds, largest_batch, longest_sequence, modules_of, ways_out
 from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings, with_shares
 from whalepy.dryrun.recompute import RECOMPUTE
 from whalepy.dryrun.shares import equal_rows
@@ -116,6 +116,7 @@ def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
         largest_batch=largest_batch(best),
+        longest_sequence=longest_sequence(best, subject.tokens),
         ways_out=ways_out(ranked) if best.verdict == "no" else (),
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,

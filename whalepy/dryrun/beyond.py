@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
+
+from torch import nn
 
 from whalepy.dryrun.shares import curves_of
 from whalepy.dryrun.tried import Tried
@@ -47,6 +49,47 @@ def largest_batch(best: Tried) -> int:
     """The largest global batch that the memory of the devices holds with this strategy."""
     curves = curves_of(best.candidate, sum(best.rows))
     return sum(filled.most_rows(1.0, _MOST_ROWS) for _, filled in curves)
+
+
+def longest_sequence(best: Tried, tokens: int | None) -> int | None:
+    """The longest sequence that the memory of the devices holds with this plan; None where lengths are not free.
+
+    Memory is a polynomial of the length, of second degree with attention scores: found through three lengths.
+    """
+    if tokens is None or best.verdict == "no":
+        return None
+    study, most = best.candidate.study, _positions(best.candidate.study.recipe.model)
+    filled = [max(best.candidate.filled(rank, best.rows_of(rank)) for rank in best.ranks)]
+    for times in (2, 4):
+        longer = study.with_length(tokens, times * tokens)
+        if longer is None:
+            return None
+        found = best.candidate
+        again = longer.candidate(found.levels, found.cluster, found.cluster.speeds(), found.microbatches, found.savings)
+        filled.append(max(again.filled(rank, best.rows_of(rank)) for rank in best.ranks))
+    curve = _through(*filled)
+    low, high = tokens, min(most or _MOST_TIMES * tokens, _MOST_TIMES * tokens)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if curve(middle / tokens) <= 1 else (low, middle - 1)
+    return low
+
+
+_MOST_TIMES = 64
+
+
+def _through(one: float, two: float, four: float) -> Callable[[float], float]:
+    """The polynomial of second degree with these values at 1, 2 and 4; never falling."""
+    bend = ((four - two) / 2 - (two - one)) / 3
+    slope = two - one - 3 * bend
+    return lambda x: max(one, one + slope * (x - 1) + bend * (x * x - 1))
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The longest sequence that the model itself takes, where its configuration says so."""
+    config = getattr(model, "config", None)
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def ways_out(tried: Sequence[Tried]) -> tuple[str, ...]:

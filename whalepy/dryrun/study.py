@@ -30,6 +30,7 @@ from whalepy.program.layout import Sharded
 from whalepy.runtime.arguments import Arguments, as_arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed
 from whalepy.runtime.planning import Choices, planned, program_for
+from whalepy.runtime.steps import batch_symbols
 
 _Cut = TypeVar("_Cut", Plan, Decisions)
 
@@ -82,6 +83,25 @@ class Study:
         batch = self.batch_of(rows)
         program = analysed(self.program.captured, leaf_shapes(batch), sync_batchnorm=self.recipe.sync_batchnorm)
         return replace(self, example=batch, program=program, rows=rows, cuts={})
+
+    def with_length(self, now: int, length: int) -> Study | None:
+        """The same model asked for sequences of another length than now; None where the capture has fixed it."""
+        captured = self.program.captured
+        symbols = {size for sizes in captured.inputs for size in sizes.shape if size.is_Symbol}
+        longer = {s for s in symbols if self.program.hints.get(s) == now and s not in batch_symbols(captured)}
+        if not longer:
+            return None
+        leaves, spec = pytree.tree_flatten(self.example)
+        for sizes in captured.inputs:
+            leaf = leaves[sizes.leaf]
+            shape = [length if s in longer else n for s, n in zip(sizes.shape, leaf.shape, strict=True)]
+            leaves[sizes.leaf] = torch.empty(shape, dtype=leaf.dtype, device="meta")
+        example = pytree.tree_unflatten(leaves, spec)
+        bindings = captured.bind(leaf_shapes(example))
+        if captured.check_sizes(bindings) is not None or captured.branches_otherwise(bindings):
+            return None
+        program = analysed(captured, leaf_shapes(example), sync_batchnorm=self.recipe.sync_batchnorm)
+        return replace(self, example=example, program=program, cuts={})
 
     def candidate(
         self,
