@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,76 +22,137 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def plan(
     target: Annotated[
-        str, typer.Argument(help="file.py:factory, module:factory, hf:config.json, or a bundled name such as gpt2")
+        str,
+        typer.Argument(
+            help="What to train: file.py:factory or module:factory (a factory returns the model and one batch), "
+            "hf:config.json, or a bundled name: gpt2, gpt2-medium, gpt2-xl, bert-base, bert-large, t5-large, "
+            "llama-3.2-1b, llama-3.1-8b, vit-base, resnet-50"
+        ),
     ],
-    cluster: Annotated[str, typer.Option("--cluster", help='A path, or a line such as "2x4090 + 2x2080Ti"')],
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows of the global batch")] = None,
-    seq_len: Annotated[int | None, typer.Option("--seq-len", help="Ids per row, for configurations")] = None,
-    replicate: Annotated[int | None, typer.Option("--replicate", help="Force this degree of replicate")] = None,
-    split: Annotated[int | None, typer.Option("--split", help="Force this degree of split")] = None,
-    stages: Annotated[int | None, typer.Option("--stages", help="Not there yet")] = None,
-    microbatches: Annotated[int | None, typer.Option("--microbatches", help="Force this number")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="Not there yet")] = None,
-    shares: Annotated[str | None, typer.Option("--shares", help="`equal`, or one weight per replica: 3:1")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16")] = None,
-    recompute: Annotated[
-        str | None, typer.Option("--recompute", help="Force: none, attention, selective or full (a forecast only)")
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster",
+            help="The devices: a YAML or JSON file, or a line: 2x4090 + 2x2080Ti (one node), "
+            "4x8xA100-SXM4-80GB @ 100Gbit/s (four nodes). `whalepy devices` lists the types",
+        ),
+    ],
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Rows of the global batch. Default: the factory's; 8 otherwise")
     ] = None,
-    zero: Annotated[int | None, typer.Option("--zero", help="Force: 0 to 3, state in parts (a forecast only)")] = None,
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, sgd, sgd-momentum, ...")] = "adamw",
-    top: Annotated[int, typer.Option("--top", help="How many of the plans tried to show")] = 5,
-    program: Annotated[int | None, typer.Option("--program", help="Print the program of this rank")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write the plan, for compile(plan=...)")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the forecast as JSON; - prints it")] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the forecast as a page")] = None,
-    trace: Annotated[Path | None, typer.Option("--trace", help="Write the lanes as a Chrome trace")] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", help="Ids per row, for configurations. Default: 512, or all positions if fewer"),
+    ] = None,
+    replicate: Annotated[
+        int | None, typer.Option("--replicate", help="Force this degree of replicate. Default: chosen")
+    ] = None,
+    split: Annotated[int | None, typer.Option("--split", help="Force this degree of split. Default: chosen")] = None,
+    stages: Annotated[int | None, typer.Option("--stages", help="Not there yet")] = None,
+    microbatches: Annotated[
+        int | None, typer.Option("--microbatches", help="Force this number. Default: 1, more where 1 does not fit")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="Not there yet")] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option("--shares", help="`equal`, or a weight per replica: 3:1. Default: the fastest that fit"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="fp32; bf16 or fp16 mixed (a forecast only). Default: the model's own types"),
+    ] = None,
+    recompute: Annotated[
+        str | None,
+        typer.Option(
+            "--recompute",
+            help="Force none, attention, selective or full (a forecast only). Default: none, more where that does "
+            "not fit",
+        ),
+    ] = None,
+    zero: Annotated[
+        int | None,
+        typer.Option(
+            "--zero",
+            help="Force 0 to 3: keep optimizer state (1), gradients (2), parameters (3) in parts over the replicas "
+            "(a forecast only). Default: 0, more where it does not fit",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", help="adamw, adam, sgd, sgd-momentum, adagrad or rmsprop")
+    ] = "adamw",
+    top: Annotated[int, typer.Option("--top", help="How many of the plans tried to print; --json has all")] = 5,
+    program: Annotated[int | None, typer.Option("--program", help="Print the program of this rank as well")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the plan, for compile(plan=FILE)")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the forecast as JSON; - prints it, and nothing else")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the forecast as one page, to open or send")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write the step as a Chrome trace, for ui.perfetto.dev")
+    ] = None,
 ) -> None:
-    """Show the best plan for a model on a cluster: shares, memory and step time. No GPU, no weights, no processes."""
-    _refuse_later(stages=stages, schedule=schedule)
+    """Show the best plan for a model on a cluster: shares, memory and step time. No GPU, no weights, no processes.
+
+    Exits with 0 if it fits, 3 if nothing does, 2 for a mistake in what was asked.
+    """
+    _refuse_later(stages=None if stages == 1 else stages, schedule=schedule)
     for name, value in (("batch-size", batch_size), ("seq-len", seq_len), ("microbatches", microbatches),
                         ("replicate", replicate), ("split", split), ("top", top)):  # fmt: skip
         if value is not None and value < 1:
             raise PlanError(f"--{name} must be at least 1, not {value}")
     if zero is not None and zero not in range(4):
         raise PlanError(f"--zero must be 0, 1, 2 or 3, not {zero}")
-    if recompute is not None and recompute not in RECOMPUTE:
-        raise PlanError(f"--recompute {recompute} is not known", fix=f"choose {', '.join(RECOMPUTE)}")
-    if precision is not None and precision not in PRECISIONS:
-        raise PlanError(f"--precision {precision} is not known", fix=f"choose {', '.join(PRECISIONS)}")
+    _known("recompute", recompute, RECOMPUTE)
+    _known("precision", precision, PRECISIONS)
+    if program is not None and str(json_file) == "-":
+        raise PlanError("--program and --json - both print", fix="write the JSON to a file: --json FILE")
+    files = Files(save, json_file, html, trace)
+    files.check()
     from whalepy.planner.shares import parse_shares
 
     weights = None if shares is None else parse_shares(shares)
-    from whalepy.dryrun.run import Request, run
+    progress = _Progress()
+    try:
+        progress("importing torch")
+        from whalepy.dryrun.run import Request, run
 
-    request = Request(
-        target,
-        cluster,
-        batch_size,
-        seq_len,
-        replicate,
-        split,
-        microbatches,
-        weights,
-        precision,
-        optimizer,
-        top,
-        zero,
-        recompute,  # type: ignore[arg-type]
-        keeps_plan=save is not None or program is not None,
-    )
-    forecast, chosen = run(request, _Progress())
+        request = Request(
+            target,
+            cluster,
+            batch_size,
+            seq_len,
+            replicate,
+            split,
+            microbatches,
+            weights,
+            precision,
+            optimizer,
+            top,
+            zero,
+            recompute,  # type: ignore[arg-type]
+            keeps_plan=save is not None or program is not None,
+        )
+        forecast, chosen = run(request, progress)
+    finally:
+        progress("")
     if save is not None:
         forecast = replace(forecast, plan_file=str(save))
-    _write(forecast, chosen, save=save, json_file=json_file, html=html, trace=trace)
+    _print(forecast, top=top, as_json=str(json_file) == "-")
+    files.write(forecast, chosen)
     if program is not None and chosen is not None:
         print(chosen.program(program))
     if not forecast.fits:
         raise typer.Exit(NOTHING_FITS)
 
 
+def _known(option: str, value: str | None, known: Iterable[str]) -> None:
+    if value is not None and value not in known:
+        raise PlanError(f"--{option} {value} is not known", fix=f"choose {', '.join(known)}")
+
+
 def _refuse_later(**options: Any) -> None:
     for name, value in options.items():
-        if value:
+        if value is not None:
             raise PlanError(f"--{name} {value} is not there yet", fix=f"leave out --{name}")
 
 
@@ -101,39 +163,64 @@ class _Progress:
         self.shown = sys.stderr.isatty()
 
     def __call__(self, text: str) -> None:
+        """One line, in place of the last one; "" leaves none."""
         if self.shown:
-            print(f"\r\x1b[2K{text}", end="" if text else "\r", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[2K{text[:width]}", end="", file=sys.stderr, flush=True)
 
 
-def _write(
-    forecast: Any, chosen: Any, *, save: Path | None, json_file: Path | None, html: Path | None, trace: Path | None
-) -> None:
+def _print(forecast: Any, *, top: int, as_json: bool) -> None:
     from whalepy.report.as_json import data
     from whalepy.report.terminal import text
 
-    if str(json_file) == "-":
+    if as_json:
         print(json.dumps(data(forecast), indent=1))
-    else:
-        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        print(text(forecast, width=width, color=colour, unicode=unicode))
-        if json_file is not None:
-            _to_file(json_file, json.dumps(data(forecast), indent=1) + "\n")
-    if save is not None:
-        _to_file(save, chosen.to_json() + "\n")
-    if html is not None:
-        from whalepy.report.page import html as page
+        return
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(text(forecast, width=width, color=colour, unicode=unicode, top=top))
 
-        _to_file(html, page(forecast))
-    if trace is not None:
-        from whalepy.report.trace import chrome_trace
 
-        _to_file(trace, json.dumps(chrome_trace(forecast)))
+@dataclass(frozen=True)
+class Files:
+    """What is written, and where."""
+
+    save: Path | None
+    json_file: Path | None
+    html: Path | None
+    trace: Path | None
+
+    def check(self) -> None:
+        """PlanError: a file that cannot be written, told before minutes are spent on what it would hold."""
+        for path in (self.save, self.json_file, self.html, self.trace):
+            if path is None or str(path) == "-":
+                continue
+            if path.is_dir():
+                raise PlanError(f"{path} cannot be written: it is a folder", fix="give the name of a file")
+            if not path.parent.is_dir():
+                raise PlanError(f"{path} cannot be written: there is no folder {path.parent}")
+
+    def write(self, forecast: Any, chosen: Any) -> None:
+        """The plan, and the forecast in each form that was asked for."""
+        if self.save is not None:
+            _to_file(self.save, chosen.to_json() + "\n")
+        if self.json_file is not None and str(self.json_file) != "-":
+            from whalepy.report.as_json import data
+
+            _to_file(self.json_file, json.dumps(data(forecast), indent=1) + "\n")
+        if self.html is not None:
+            from whalepy.report.page import html
+
+            _to_file(self.html, html(forecast))
+        if self.trace is not None:
+            from whalepy.report.trace import chrome_trace
+
+            _to_file(self.trace, json.dumps(chrome_trace(forecast)))
 
 
 def _to_file(path: Path, text: str) -> None:
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PlanError(f"{path} cannot be written: {error.strerror}") from error

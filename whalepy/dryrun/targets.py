@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.errors import PlanError
+from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.near import did_you_mean
 
 DEFAULT_ROWS, DEFAULT_LENGTH = 8, 512
@@ -49,12 +49,18 @@ def target_of(text: str, rows: int | None, length: int | None) -> Target:
     if ":" in text:
         return _from_factory(text, rows, length)
     if text not in bundled():
-        raise PlanError(
-            f"{text!r} is no bundled configuration",
-            fix=f"{did_you_mean(text, bundled())}; or write file.py:factory, module:factory or hf:config.json",
-        )
+        raise PlanError(f"{text!r} is no bundled configuration", fix=_instead(text))
     content = (resources.files("whalepy") / "configs" / f"{text}.json").read_text()
     return _from_config(json.loads(content), text, rows, length)
+
+
+def _instead(text: str) -> str:
+    """What the user may have meant: a factory in the file, the configuration in the file, or a name near this one."""
+    if text.endswith(".py"):
+        return f"name a factory in it: {text}:factory"
+    if text.endswith(".json"):
+        return f"write hf:{text}"
+    return f"{did_you_mean(text, bundled())}; or write file.py:factory, module:factory or hf:config.json"
 
 
 # -- configurations ----------------------------------------------------------------------------------------------
@@ -83,20 +89,27 @@ def _from_config(content: Mapping[str, Any], name: str, rows: int | None, length
     if kind not in known:
         raise PlanError(f"transformers knows no architecture {kind!r}", fix=did_you_mean(kind, list(known)))
     rest = {key: value for key, value in content.items() if key not in ("model_type", "transformers_version")}
-    architecture = (content.get("architectures") or [""])[0]
+    architecture = _architecture(content)
     if not hasattr(transformers, architecture):
-        raise PlanError(
-            f"transformers has no class {architecture!r}",
-            fix='name the class of the model in the configuration: "architectures": ["LlamaForCausalLM"]',
-        )
+        raise PlanError(f"transformers has no class {architecture!r}", fix=_NAME_THE_CLASS)
     try:
         config = transformers.AutoConfig.for_model(kind, **rest)
         with torch.device("meta"):
             model = getattr(transformers, architecture)(config)
     except Exception as error:
-        raise PlanError(f"{name}: {architecture} cannot be built: {_first_line(error)}") from error
+        raise PlanError(f"{name}: {architecture} cannot be built: {_sentence(error)}") from error
     example, tokens = _example_of(model, config, rows or DEFAULT_ROWS, length)
     return Target(architecture, model, example, tokens)
+
+
+_NAME_THE_CLASS = 'name the class of the model in the configuration: "architectures": ["LlamaForCausalLM"]'
+
+
+def _architecture(content: Mapping[str, Any]) -> str:
+    named = content.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        raise PlanError("the configuration names no architecture", fix=_NAME_THE_CLASS)
+    return named[0]
 
 
 def _example_of(model: nn.Module, config: Any, rows: int, length: int | None) -> tuple[dict[str, Any], int | None]:
@@ -127,15 +140,22 @@ def _from_factory(text: str, rows: int | None, length: int | None) -> Target:
     factory = _factory(text)
     try:
         made = _called(factory)
-    except PlanError:
+    except WhaleError:
         raise
-    except Exception as error:
-        raise PlanError(f"{text} raised {type(error).__name__}: {_first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise PlanError(f"{text} raised {type(error).__name__}: {_sentence(error)}") from error
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
-        raise PlanError(f"{text} returned {type(made).__name__}", fix="a factory returns (model, example_inputs)")
+        raise PlanError(f"{text} returned {_kind(made)}", fix="a factory returns (model, example_inputs)")
     model, example = made
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise PlanError(f"{type(model).__name__} has no parameter that is trained", fix="leave some unfrozen")
     ids = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor) and _is_sequence(leaf)]
     return Target(type(model).__name__, model, example, int(ids[0].shape[1]) if ids else None)
+
+
+def _kind(made: Any) -> str:
+    """`int`, `(Model, dict, int)`."""
+    return f"({', '.join(map(_kind, made))})" if type(made) is tuple else type(made).__name__
 
 
 def _is_sequence(leaf: torch.Tensor) -> bool:
@@ -172,8 +192,8 @@ def _module_of_file(path: Path) -> Any:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise PlanError(f"{path} cannot be imported: {type(error).__name__}: {_first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise PlanError(f"{path} cannot be imported: {type(error).__name__}: {_sentence(error)}") from error
     return module
 
 
@@ -181,9 +201,14 @@ def _module(name: str) -> Any:
     sys.path.insert(0, "")
     try:
         return importlib.import_module(name)
-    except Exception as error:
-        raise PlanError(f"module {name} cannot be imported: {_first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise PlanError(f"module {name!r} cannot be imported: {_sentence(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+def _sentence(error: BaseException) -> str:
+    """What an exception says in one line of at most so many characters: the first lines alone often say nothing."""
+    said = " ".join(str(error).split()) or repr(error)
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
+
+
+_LONGEST = 300

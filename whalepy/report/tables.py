@@ -14,7 +14,7 @@ from whalepy.report.lines import INDENT, NARROW, flow, labelled, table, widest
 
 BARS = range(20, 3, -1)  # lengths of a bar in characters, best first
 
-LEAST_STRATEGY = 30  # columns; where less is left for it, the figures of a plan stand below its name
+LEAST_STRATEGY, LEAST_SAID = 28, 20  # columns; where less is left, the figures of a plan stand below its name
 FULL, HIGH = 1.0, 0.9  # parts of a device's memory from which its bar is red, yellow
 
 
@@ -124,9 +124,8 @@ def step_lines(forecast: Forecast, width: int, glyphs: Glyphs) -> Iterator[Text]
     ]
     yield from labelled("step", [bar], width, column=column)
     yield from flow(legend, width, indent=INDENT + column, hanging=0)
-    if forecast.microbatches > 1:
-        text = f"{wording.plural(forecast.microbatches, 'microbatch', 'microbatches')}, schedule {forecast.schedule}"
-        yield from flow([Text(text)], width, indent=INDENT + column)
+    if several := wording.microbatches(forecast):
+        yield from flow([Text(several)], width, indent=INDENT + column)
 
 
 def _hidden(forecast: Forecast) -> str:
@@ -146,10 +145,10 @@ def alternative_lines(forecast: Forecast, width: int, top: int) -> Iterator[Text
     unit, size = wording.memory_unit(each.peak_memory_bytes for each in shown)
     heads = [Text(head, "dim") for head in ("", "strategy", "step", f"peak ({unit})", "against this plan")]
     rows = [_alternative(forecast, each, index == 0, size) for index, each in enumerate(shown)]
-    longest = max(row[1].cell_len for row in rows)
-    space = longest - (widest(table([heads, *rows])) - width)
-    if space >= min(longest, LEAST_STRATEGY):
-        yield from table([heads, *(line for row in rows for line in _folded(row, space))], right=(2, 3))
+    marks, _, steps, peaks, _ = zip(heads, *rows, strict=True)
+    space = width - INDENT - sum(widest(column) + INDENT for column in (marks, steps, peaks)) - INDENT
+    if columns := _columns([(row[1], row[4]) for row in (heads, *rows)], space):
+        yield from table([heads, *(line for row in rows for line in _folded(row, *columns))], right=(2, 3))
     else:
         yield from (line for row in rows for line in _stacked(row, unit, width))
     if left > 0:
@@ -158,18 +157,35 @@ def alternative_lines(forecast: Forecast, width: int, top: int) -> Iterator[Text
 
 def _alternative(forecast: Forecast, other: Alternative, best: bool, unit: int) -> list[Text]:
     peak = f"{other.peak_memory_bytes / unit:,.1f}/{other.memory_capacity_bytes / unit:,.1f}"
-    said = wording.beside_itself(other) if best else wording.against(forecast, other)
+    said = wording.beside_itself(other, brief=True) if best else wording.against(forecast, other, brief=True)
     step = "-" if other.verdict == "no" else wording.seconds(other.step_time_s)
     return [Text(">" if best else ""), Text(other.strategy, "bold" if best else ""), Text(step), Text(peak), Text(said)]
 
 
-def _folded(row: Sequence[Text], space: int) -> Iterator[Sequence[Text]]:
-    """The row with its strategy in lines of `space` columns."""
-    mark, strategy, *figures = row
-    first, *more = flow(strategy.split(" "), space, gap=1, indent=0) if strategy else [strategy]
-    yield [mark, first, *figures]
-    for line in more:
-        yield [Text(), line, *(Text() for _ in figures)]
+def _columns(cells: Sequence[tuple[Text, Text]], space: int) -> tuple[int, int] | None:
+    """Columns for the strategies and for what is said of them, with the fewest lines; None where there is no room."""
+    first, last = (max(cell.cell_len for cell in column) for column in zip(*cells, strict=True))
+    if first + last <= space:
+        return first, last
+    widths = [(space - said, said) for said in range(min(last, LEAST_SAID), last + 1)]
+    widths = [each for each in widths if each[0] >= min(first, LEAST_STRATEGY)]
+
+    def lines(each: tuple[int, int]) -> int:
+        return sum(max(len(_wrapped(cell, wide)) for cell, wide in zip(row, each, strict=True)) for row in cells)
+
+    return min(widths, key=lines, default=None)
+
+
+def _wrapped(cell: Text, space: int) -> Sequence[Text]:
+    return list(flow(cell.split(" "), space, gap=1, indent=0)) or [Text()]
+
+
+def _folded(row: Sequence[Text], strategies: int, said: int) -> Iterator[Sequence[Text]]:
+    """The row with its strategy and what is said of it in lines of so many columns."""
+    left, right = _wrapped(row[1], strategies), _wrapped(row[4], said)
+    for k in range(max(len(left), len(right))):
+        first, last = (lines[k] if k < len(lines) else Text() for lines in (left, right))
+        yield [row[0], first, *row[2:4], last] if k == 0 else [Text(), first, Text(), Text(), last]
 
 
 def _stacked(row: Sequence[Text], unit: str, width: int) -> Iterator[Text]:

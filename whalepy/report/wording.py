@@ -158,20 +158,20 @@ def hidden(forecast: Forecast) -> float | None:
     return None if total <= 0 else min(max(1 - forecast.breakdown.gradient_s / total, 0.0), 1.0)
 
 
-def beside_itself(plan: Alternative) -> str:
-    """What keeps the plan itself from running; "" where nothing does."""
+def beside_itself(plan: Alternative, *, brief: bool = False) -> str:
+    """What keeps the plan itself from running; "" where nothing does. `brief` leaves out the options behind it."""
     missing = [out_of_memory(plan.missing_bytes) or "out of memory"] if plan.verdict == "no" else []
-    return ", ".join([*missing, *not_runnable(plan.not_runnable)])
+    return ", ".join([*missing, *not_runnable(plan.not_runnable, brief=brief)])
 
 
-def against(forecast: Forecast, other: Alternative) -> str:
+def against(forecast: Forecast, other: Alternative, *, brief: bool = False) -> str:
     """What another plan costs beside the best: time, memory, and what keeps it from running."""
     parts = [out_of_memory(other.missing_bytes) or "out of memory"] if other.verdict == "no" else []
     if other.verdict != "no":
         parts.append(_slower(other.step_time_s / forecast.step_time_s))
     if other.verdict == "tight":
         parts.append("tight")
-    return ", ".join([*parts, *not_runnable(other.not_runnable)])
+    return ", ".join([*parts, *not_runnable(other.not_runnable, brief=brief)])
 
 
 def _slower(ratio: float) -> str:
@@ -182,9 +182,18 @@ def _slower(ratio: float) -> str:
     return f"{percent(abs(ratio - 1))} {'slower' if ratio > 1 else 'less time'}"
 
 
-def not_runnable(options: Sequence[str]) -> list[str]:
-    """`zero 3: not runnable yet`, in a list; [] where everything runs."""
-    return [f"{', '.join(options)}: not runnable yet"] if options else []
+def not_runnable(options: Sequence[str], *, brief: bool = False) -> list[str]:
+    """`zero 3: not runnable yet`, in a list, or without the options; [] where everything runs."""
+    which = "" if brief else f"{', '.join(options)}: "
+    return [f"{which}not runnable yet"] if options else []
+
+
+def microbatches(forecast: Forecast) -> str:
+    """`8 microbatches, schedule 1f1b`; "" for a single one."""
+    if forecast.microbatches == 1:
+        return ""
+    schedule = "" if forecast.schedule == "none" else f", schedule {forecast.schedule}"
+    return f"{plural(forecast.microbatches, 'microbatch', 'microbatches')}{schedule}"
 
 
 def room(forecast: Forecast) -> list[str]:
