@@ -76,7 +76,10 @@ def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
     cluster = best.candidate.cluster
     levels = None if best.candidate.levels is None else levels_of(len(cluster.devices), 1)
     count = min(best.candidate.microbatches, max(rows))
-    candidate = study.candidate(levels, cluster, cluster.speeds(), count, best.candidate.savings)
+    try:
+        candidate = study.candidate(levels, cluster, cluster.speeds(), count, best.candidate.savings)
+    except PlanError:  # fewer rows than devices
+        return best
     rows = equal_rows(study.rows, candidate.replicas)
     return Tried(candidate, rows, "equal shares", "", candidate.played(rows))
 

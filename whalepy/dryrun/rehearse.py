@@ -117,12 +117,12 @@ class Rehearsed:
     recompute: Recompute = "none"
     master: bool = False
     """Whether parameters are kept in float32 and read in the type of the model."""
+    fused: bool = True
+    """Whether dropout keeps a mask of bytes and the optimizer updates all parameters at once, as torch does on GPUs."""
 
 
-def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, example: Any, *, foreach: bool) -> Recorded:
+def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, example: Any) -> Recorded:
     """What `rank` does in a step on the global batch `example`, of which only shapes matter.
-
-    `foreach`: the optimizer updates all parameters at once, as torch does on GPUs.
 
     Raises PlanError for an operator whose result depends on values.
     """
@@ -132,7 +132,7 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
     model.whole_shapes = leaf_shapes(arguments)
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
-    update = OPTIMIZERS[rehearsed.optimizer](trained, foreach=foreach)
+    update = OPTIMIZERS[rehearsed.optimizer](trained, foreach=rehearsed.fused)
     args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates))
     with counter:
         for value in chain(model.parameters(), model.buffers()):
@@ -156,7 +156,7 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
         _holdings(model, update, rehearsed.blocks),
         buffers,
         held,
-        foreach,
+        rehearsed.fused,
     )
 
 
@@ -243,7 +243,9 @@ def _named(rewritten: Rewritten, program: Program, rehearsed: Rehearsed, counter
         quadratic = value is not None and _is_quadratic(program, value)
         if block is not None:
             block_of[node] = block
-        node.target = _Named(_FUSED.get(node.target, node.target), name, block, quadratic, counter)
+        target = _FUSED.get(node.target, node.target)
+        target = _FUSED_ON_GPUS.get(target, target) if rehearsed.fused else target
+        node.target = _Named(target, name, block, quadratic, counter)
     copied = fx.GraphModule(module, graph)
     return copied if rehearsed.recompute == "none" else with_regions(copied, block_of, rehearsed.recompute, counter)
 
@@ -319,3 +321,12 @@ _FUSED: dict[Any, Any] = {
     **dict.fromkeys((_ATTENTION, attention), fused_attention),
     **dict.fromkeys((Seeded(_ATTENTION), Seeded(attention)), Seeded(fused_attention)),
 }
+
+
+def fused_dropout(value: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    """Dropout as it runs on GPUs: with a mask of one byte per element."""
+    return torch.ops.aten.native_dropout(value, p, train)[0]
+
+
+_DROPOUT = torch.ops.aten.dropout.default
+_FUSED_ON_GPUS: dict[Any, Any] = {_DROPOUT: fused_dropout, Seeded(_DROPOUT): Seeded(fused_dropout)}

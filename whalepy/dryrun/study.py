@@ -116,9 +116,7 @@ class Study:
         named = None if levels is None else tuple((level.kind, level.degree) for level in levels)
         key = named, id(cluster), tuple(speeds), run
         if key not in self.cuts:
-            scope = remember(levels or ())
-            operators = tuple(replace(op, scope=scope or op.scope) for op in self.program.operators)
-            program = replace(self.program, operators=operators)
+            program = self.program if levels is None else _within(self.program, levels)
             places = tuple(range(len(cluster.devices)))
             plan, main = planned(program, cluster, places, Choices(run, 0, None), speeds=tuple(speeds))
             self.cuts[key] = Cut(plan, main, program, cluster)
@@ -135,6 +133,15 @@ class Study:
             for leaf, dim in zip(leaves, dims, strict=True)
         ]
         return pytree.tree_unflatten(made, spec)
+
+
+def _within(program: Program, levels: Sequence[Primitive]) -> Program:
+    """The program with all of it inside these scopes, in its graph too, from which microbatches are made."""
+    scope = remember(levels)
+    for node in program.captured.graph.graph.nodes:
+        if node.op == "call_function":
+            node.meta["scope"] = scope
+    return replace(program, operators=tuple(replace(op, scope=scope) for op in program.operators))
 
 
 _MICROBATCHES_RUN = 3
@@ -245,11 +252,12 @@ class Candidate:
         key = self._alike(rank), rows, self.savings.recompute
         if key not in self.cut.recorded:
             main, plan = _with_equal_rows(self.main, self.plan)
-            study, foreach = self.study, self.cluster.devices[0].profile.vendor != "CPU"
-            rehearsed = Rehearsed(study.recipe, study.optimizer, study.blocks, self.savings.recompute, study.master)
+            study, fused = self.study, self.cluster.devices[0].profile.vendor != "CPU"
+            saved = self.savings.recompute
+            rehearsed = Rehearsed(study.recipe, study.optimizer, study.blocks, saved, study.master, fused)
             batch = study.batch_of(rows * self.replicas)
             first = next(r for r in self.plan.rank_of if self._alike(r) == key[0])
-            self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch, foreach=foreach)
+            self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch)
         return self.cut.recorded[key]
 
     @property

@@ -46,6 +46,10 @@ _FLOAT64_PER_FLOAT32 = 0.5
 # Kinds of operators whose curve is one over bytes; those of the others are over FLOPs.
 BOUND_BY_MEMORY = ("normalise", "batch norm")
 
+# Where each pair of devices has links of its own. Sources: NVIDIA DGX-1 white paper, hybrid cube mesh of links of
+# 25 GB/s, two to most neighbours (P100: 20 GB/s, one); AMD Instinct MI300X data sheet, 64 GB/s to each of seven.
+_PAIRS = {"V100-SXM": 50e9, "P100-SXM": 20e9, "MI300X": 64e9, "MI325X": 64e9, "MI250X": 50e9}
+
 # A rate this much above that of float32 is taken to be that of matrix units.
 _UNITS_GAIN = 1.5
 
@@ -165,6 +169,12 @@ class DeviceProfile:
     def bridge_is_optional(self) -> bool:
         """Whether the link is a bridge that joins pairs at most and is usually absent: PCIe is taken instead."""
         return "else PCIe" in self.link
+
+    @property
+    def pair_bandwidth(self) -> float | None:
+        """Bytes/s per direction between two devices of one node, where only several together reach `link_bandwidth`."""
+        known = self.base or self.name
+        return next((pair for start, pair in _PAIRS.items() if known.startswith(start)), None)
 
     @property
     def peer_bandwidth(self) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from whalepy.hardware.cluster import ClusterSpec, Device
+from whalepy.hardware.cluster import ClusterSpec, Device, Node
 from whalepy.hardware.links import Link
 from whalepy.planner.work import Event, Rehearsal
 
@@ -89,14 +89,24 @@ class Network:
         `beside`: groups of one level whose members share the links of a node and communicate at the same time.
         """
         members = Counter(self.node_of(rank) for rank in ranks)
-        inside = [self.cluster.nodes[node].link for node in members]
-        bandwidth, latency = min(map(_reached, inside)), max(link.latency_s for link in inside)
+        inside = [self.cluster.nodes[node] for node in members]
+        bandwidth = min(self._inside(node, members[node.index]) for node in inside)
+        latency = max(node.link.latency_s for node in inside)
         inter = self.cluster.inter
         if len(members) == 1 or inter is None:
             return Route(len(ranks), 1, bandwidth, latency)
         alone = all(count == 1 for count in members.values())
         within = math.inf if alone else bandwidth
         return Route(len(ranks), len(members), within, latency, _reached(inter) / beside, inter.latency_s)
+
+    def _inside(self, node: Node, members: int) -> float:
+        """Bytes/s of each of so many devices of a node among themselves."""
+        pair = min((device.profile.pair_bandwidth or math.inf) for device in node.devices)
+        if node.link.origin != "profile" or members < 2 or node.link.bandwidth_bytes_per_s <= pair:
+            return _reached(node.link)
+        return _reached(
+            replace(node.link, bandwidth_bytes_per_s=min(node.link.bandwidth_bytes_per_s, pair * (members - 1)))
+        )
 
     def seconds(self, event: Event, ranks: Sequence[int], beside: int = 1) -> float:
         """Seconds of one collective among ranks of which each sends `event.bytes`."""

@@ -199,7 +199,10 @@ def _orders(subject: Subject, level: Level, given: Orders | None) -> dict[int, t
             continue
         allowed = _allowed(subject, level, primitive)
         others = {subject.primitives[j].id: order for j, order in chosen.items()}
-        chosen[k] = choose_order(subject.operators, level, primitive, others, allowed)
+        cutting = {name for dims in subject.parameter_dims.values() for names in dims for name in names}
+        first = [name for name in allowed if name in cutting]
+        last = [name for name in allowed if name not in cutting]
+        chosen[k] = choose_order(subject.operators, level, primitive, others, first, last)
     return chosen
 
 

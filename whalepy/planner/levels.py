@@ -302,27 +302,64 @@ def cost(ops: Operators, level: Level, made: Assignment) -> float:
 
 
 def choose_order(
-    ops: Operators, level: Level, primitive: Primitive, orders: Mapping[int, Sequence[str]], allowed: Sequence[str]
+    ops: Operators,
+    level: Level,
+    primitive: Primitive,
+    orders: Mapping[int, Sequence[str]],
+    allowed: Sequence[str],
+    last: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """The best order of classes for one split primitive, grown one class at a time; ties: the earlier class.
 
-    At least one class is taken where one is legal.
+    At least one class is taken where one is legal. Classes in `last` come behind all others: they are those that cut
+    no parameter, such as the sequence, and a split that the user wrote down is to cut parameters first.
     """
     best: tuple[float, tuple[str, ...]] = (float("inf"), ())
-    while True:
-        grown = best
-        for name in allowed:
-            if name in best[1]:
-                continue
-            for at in sorted({0, len(best[1])}):
-                order = (*best[1][:at], name, *best[1][at:])
-                made = assign(ops, level, {**orders, primitive.id: order})
-                value = cost(ops, level, made)
-                if value < grown[0] * (1 - 1e-9):
-                    grown = (value, order)
-        if grown == best:
-            return best[1]
-        best = grown
+    for names, ends in ((allowed, (0, None)), (last, (None,))):
+        while True:
+            grown = best
+            for name in names:
+                if name in best[1]:
+                    continue
+                for at in sorted({len(best[1]) if end is None else end for end in ends}):
+                    order = (*best[1][:at], name, *best[1][at:])
+                    made = assign(ops, level, {**orders, primitive.id: order})
+                    value = cost(ops, level, made)
+                    if value < grown[0] * (1 - 1e-9):
+                        grown = (value, order)
+            if grown == best:
+                break
+            best = grown
+    return _pruned(ops, level, primitive, orders, best)
+
+
+_SMALL = 0.01
+"""Part of the parameters that a class may leave whole without being missed."""
+
+
+def _pruned(
+    ops: Operators,
+    level: Level,
+    primitive: Primitive,
+    orders: Mapping[int, Sequence[str]],
+    best: tuple[float, tuple[str, ...]],
+) -> tuple[str, ...]:
+    """The order without classes that later ones have made needless: it costs less, and as many parameters are cut."""
+
+    def whole(made: Assignment) -> int:
+        return sum(ops.items[i].result_bytes[0] for i, kind in made.parameters.items() if not isinstance(kind, Sharded))
+
+    allowance = _SMALL * sum(op.result_bytes[0] for op in ops.items if op.kind == "parameter")
+    value, order = best
+    most = whole(assign(ops, level, {**orders, primitive.id: order})) + allowance
+    for name in order:
+        rest = tuple(other for other in order if other != name)
+        if not rest:
+            break
+        made = assign(ops, level, {**orders, primitive.id: rest})
+        if (without := cost(ops, level, made)) < value and whole(made) <= most:
+            value, order = without, rest
+    return order
 
 
 def candidate_classes(ops: Operators, level: Level, primitive: Primitive) -> list[str]:
