@@ -164,8 +164,9 @@ def _sharded(
         if sharding.zero >= 3 and block >= 0 and held.gathered:
             begins = index == 0 or runs[index - 1][0].block < 0
             after = _next_gathered(runs[index:], holdings)
-            rows += _gathers(run[0], held, sharding, begins=begins, after=after)
             more += held.gathered + after
+            at = replace(run[0], memory=run[0].memory + more)
+            rows += _gathers(at, held, sharding, begins=begins, after=after)
         rows += _moved(run, more)
         ends = phase == "backward" and not any(r[0].block == block and r[0].phase == phase for r in runs[index + 1 :])
         if ends and reduces and held.first_gradients:
@@ -232,11 +233,13 @@ def _closing(
         parts.append(replace(_scaled(event, growth if event.collective else gradients_kept), memory=event.memory + more,
                              peak=event.peak + more))  # fmt: skip
     parts.append(Wait("gradient"))
-    before = next((e.memory for e in reversed((*recorded.microbatches[-1], *recorded.gradient))), 0)
+    # Buffers of the last reduction are gone by now: they do not grow with the model, as those of the update do.
+    before = next((event.memory for event in recorded.optimizer), 0)
     base = before + always + round(run.gradients * (gradients_kept - 1))
     temporary = update if recorded.foreach else 1.0
-    for event in recorded.optimizer:
-        memory, peak = (base + round((size - before) * temporary) for size in (event.memory, event.peak))
+    for k, event in enumerate(recorded.optimizer):
+        peak = event.peak if k else event.memory
+        memory, peak = (base + round((size - before) * temporary) for size in (event.memory, peak))
         parts.append(replace(_scaled(event, update), memory=memory, peak=max(memory, peak)))
     if sharding.zero in (1, 2) and sharding.replicas > 1 and recorded.optimizer:
         sent = _sent("all-gather", whole.gathered, sharding)
