@@ -49,7 +49,8 @@ def with_regions(
             made[nodes[at]] = graph.node_copy(nodes[at], made.__getitem__)
             at += 1
             continue
-        _outline(graph, made, nodes[at:stop], partial(_Region, recompute=recompute, counter=counter))
+        block = block_of[nodes[at]]
+        _outline(graph, made, nodes[at:stop], partial(_Region, block=block, recompute=recompute, counter=counter))
         at = stop
     return fx.GraphModule({}, graph)
 
@@ -96,6 +97,7 @@ class _Region:
     """A block that is run again in the backward pass."""
 
     graph: fx.GraphModule
+    block: int
     recompute: Recompute
     counter: Counter
 
@@ -112,6 +114,7 @@ class _Region:
         )
 
     def _run(self, *args: Any) -> Any:
+        self.counter._backward_block = self.block  # of functions that autograd made without saying
         with self.counter.again(exchanges=self.recompute == "full"):
             return self.graph(*args)
 
