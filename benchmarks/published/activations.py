@@ -1,8 +1,7 @@
 """Activation memory of Megatron's GPTs by recomputation (Korthikanti et al., arXiv:2205.05198, Figures 1 and 7).
 
 The paper counts what the blocks of the first pipeline stage keep for the backward pass: no embeddings, no head, no
-weights. Here that is the mixed difference of the memory at the end of the forward pass over two depths and two
-batches, which is what one block keeps for so many samples; everything else cancels. The first stage of 1F1B holds as
+weights. The first stage of 1F1B holds as
 many blocks' worth of microbatches as the model has blocks, with interleaving `1 + (p - 1) / (p m)` times that (the
 paper, section 4.2.3).
 """
@@ -16,19 +15,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.published.rows import FOLDER, config_of
-from whalepy.dryrun.run import Request, run
-from whalepy.planner.forecast import DeviceForecast
+from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.recompute import Recompute
+from whalepy.dryrun.strategies import levels_of
+from whalepy.dryrun.study import Candidate, Savings, Study
+from whalepy.dryrun.targets import target_of
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.work import Stretch
+from whalepy.runtime.build import Recipe
 
 TABLE = "sequence_parallel"
 GIB = 2**30
-RECOMPUTE = {"none": "none", "sel": "attention", "full": "full"}
-"""Modes without the sequence axis; `split` cuts axes of parameters only, so the others cannot be forced yet."""
-SHALLOW, DEEP = 2, 4
+RECOMPUTE: Mapping[str, Recompute] = {
+    "none": "none",
+    "seq": "none",
+    "sel": "attention",
+    "seqsel": "attention",
+    "full": "full",
+}
 
 
 def compare(name: str, only: str) -> dict[str, Any]:
-    """Predicted over published for every row without sequence parallelism, printed as they come."""
+    """Predicted over published for every row, printed as they come."""
     with (FOLDER / f"{name}.csv").open(newline="") as file:
         entries = [entry for entry in csv.DictReader(file) if only in entry["model"]]
     tried = [entry for entry in entries if entry["mode"] in RECOMPUTE]
@@ -64,44 +75,39 @@ def _in_flight(entry: Mapping[str, str]) -> float:
 def _cached(entry: Mapping[str, str], mode: str, known: dict[tuple[str, str], float]) -> float:
     key = entry["model"], mode
     if key not in known:
-        known[key] = kept_by_block(entry, RECOMPUTE[mode])
+        known[key] = kept_by_block(entry, mode)
     return known[key]
 
 
-def kept_by_block(entry: Mapping[str, str], recompute: str) -> float:
-    """Bytes that one block keeps on one device for one microbatch."""
-    batch = int(entry["tp"])  # a row per device, so that data parallelism could be compared too
-
-    def kept(layers: int, rows: int) -> int:
-        return _after_forward(entry, layers, rows, recompute)
-
-    more = kept(DEEP, 2 * batch) - kept(SHALLOW, 2 * batch) - (kept(DEEP, batch) - kept(SHALLOW, batch))
-    return more / (DEEP - SHALLOW) / batch * int(entry["microbatch"])
-
-
-def _after_forward(entry: Mapping[str, str], layers: int, rows: int, recompute: str) -> int:
-    """Most bytes in use on the first device before the backward pass."""
-    shape = {"family": "gpt", "hidden": entry["hidden"], "layers": str(layers), "heads": entry["heads"]}
-    tokens, degree = int(entry["seq_len"]), int(entry["tp"])
-    config = config_of({**shape, "vocab": "51200", "attention": "eager", "dropout": "0.1"}, tokens)
+def kept_by_block(entry: Mapping[str, str], mode: str) -> float:
+    """Bytes that one block keeps on one device for one microbatch: by how much a forward pass grows with each block."""
+    shape = {name: entry[name] for name in ("hidden", "layers", "heads")} | {"family": "gpt", "vocab": "51200"}
+    tokens, degree, rows = int(entry["seq_len"]), int(entry["tp"]), int(entry["microbatch"])
+    config = config_of({**shape, "attention": "eager", "dropout": "0.1"}, tokens)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))
-        request = Request(
-            target=f"hf:{path}",
-            cluster=f"{degree}xA100-SXM4-80GB",
-            rows=rows,
-            length=tokens,
-            replicate=1,
-            split=degree,
-            microbatches=1,
-            precision="fp16",
-            recompute=recompute,
-            keeps_plan=False,
+        target = target_of(f"hf:{path}", rows, tokens)
+    for parameter in target.model.parameters():
+        parameter.data = parameter.data.to(torch.float16)
+    cluster = ClusterSpec.load(f"{degree}xA100-SXM4-80GB")
+    with folded(target.model) as blocks:
+        study = Study.of(Recipe(target.model), target.example, "adamw", blocks, master=True)
+        candidate = _cut(
+            study, cluster, degree, Savings(0, RECOMPUTE[mode], regathers="seq" in mode), sequences="seq" in mode
         )
-        return _before_backward(run(request, lambda _: None)[0].devices[0])
+        parts = candidate.work(0, rows).parts
+    return next(part.grows for part in parts if isinstance(part, Stretch))
 
 
-def _before_backward(device: DeviceForecast) -> int:
-    start = min(span.start_s for span in device.spans if span.kind == "backward")
-    return max(size for at, size in device.memory if at <= start)
+SEQUENCE = "kwargs['input_ids']:1"
+
+
+def _cut(study: Study, cluster: ClusterSpec, degree: int, savings: Savings, *, sequences: bool) -> Candidate:
+    """Heads, hidden units and vocabulary cut, as Megatron-LM does; then sequences, where nothing else is."""
+    levels = levels_of(1, degree)
+    found = study.candidate(levels, cluster, cluster.speeds(), 1, savings)
+    (level, order), *_ = found.plan.orders.items()
+    cutting = tuple(name for name in order if name.endswith((".weight:0", ".attn.c_attn.weight:1.1", ".c_fc.weight:1")))
+    wanted = (*cutting, SEQUENCE) if sequences else cutting
+    return study.candidate(levels, cluster, cluster.speeds(), 1, savings, {level: wanted})

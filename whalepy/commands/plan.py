@@ -16,6 +16,8 @@ import typer
 from whalepy.errors import PlanError
 
 NOTHING_FITS = 3
+MOST_ROWS = 1_000_000
+"""More than anyone trains with at once; rows are dealt out one by one."""
 RECOMPUTE = ("none", "attention", "selective", "full")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -100,6 +102,8 @@ def plan(
                         ("replicate", replicate), ("split", split), ("top", top)):  # fmt: skip
         if value is not None and value < 1:
             raise PlanError(f"--{name} must be at least 1, not {value}")
+    if batch_size is not None and batch_size > MOST_ROWS:
+        raise PlanError(f"--batch-size must be at most {MOST_ROWS:,}, not {batch_size:,}")
     if zero is not None and zero not in range(4):
         raise PlanError(f"--zero must be 0, 1, 2 or 3, not {zero}")
     _known("recompute", recompute, RECOMPUTE)
@@ -216,7 +220,7 @@ class Files:
         if self.trace is not None:
             from whalepy.report.trace import chrome_trace
 
-            _to_file(self.trace, json.dumps(chrome_trace(forecast)))
+            _to_file(self.trace, json.dumps(chrome_trace(forecast), separators=(",", ":")))
 
 
 def _to_file(path: Path, text: str) -> None:

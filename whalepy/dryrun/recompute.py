@@ -5,7 +5,7 @@ Source: Korthikanti et al., Reducing Activation Recomputation in Large Transform
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -53,6 +53,12 @@ def with_regions(
         _outline(graph, made, nodes[at:stop], partial(_Region, block=block, recompute=recompute, counter=counter))
         at = stop
     return fx.GraphModule({}, graph)
+
+
+def attention_of(block_of: Mapping[fx.Node, int], quadratics: Collection[fx.Node]) -> dict[fx.Node, int]:
+    """Of every block only what makes values with one axis twice, such as attention scores, and what reads them."""
+    reads = {user for node in quadratics for user in node.users}
+    return {node: block for node, block in block_of.items() if node in quadratics or node in reads}
 
 
 def _spans(module: fx.GraphModule, block_of: Mapping[fx.Node, int]) -> dict[int, int]:
@@ -107,20 +113,19 @@ class _Region:
 
     def __call__(self, *args: Any) -> Any:
         contexts: dict[str, Any] = {}
-        if self.recompute != "full":
-            contexts["context_fn"] = partial(create_selective_checkpoint_contexts, self._policy)
+        if self.recompute == "selective":
+            contexts["context_fn"] = partial(
+                create_selective_checkpoint_contexts, self._policy, allow_cache_entry_mutation=True
+            )
         return checkpoint(
             self._run, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none", **contexts
         )
 
     def _run(self, *args: Any) -> Any:
         self.counter._backward_block = self.block  # of functions that autograd made without saying
-        with self.counter.again(exchanges=self.recompute == "full"):
+        with self.counter.again(exchanges=self.recompute != "selective"):
             return self.graph(*args)
 
     def _policy(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        product = operator._overloadpacket in _PRODUCTS
-        keeps = product and not self.counter.quadratic
-        if self.recompute == "attention":
-            keeps = not self.counter.quadratic
+        keeps = operator._overloadpacket in _PRODUCTS and not self.counter.quadratic
         return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE

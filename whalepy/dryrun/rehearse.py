@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -15,13 +16,14 @@ from torch.utils import _pytree as pytree
 
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks
 from whalepy.dryrun.counting import Counter, mark
-from whalepy.dryrun.recompute import Recompute, with_regions
+from whalepy.dryrun.gathered import Gathered
+from whalepy.dryrun.recompute import Recompute, attention_of, with_regions
 from whalepy.dryrun.silent import SilentGroup
 from whalepy.errors import PlanError
 from whalepy.planner.plan import Plan
 from whalepy.planner.work import Holdings, Recorded
 from whalepy.program.analysis import Program
-from whalepy.rewrite.kernels import Seeded, attention
+from whalepy.rewrite.kernels import Seeded, attention, bridge
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.arguments import Arguments, Shape, as_arguments, leaf_names, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe
@@ -117,6 +119,8 @@ class Rehearsed:
     recompute: Recompute = "none"
     master: bool = False
     """Whether parameters are kept in float32 and read in the type of the model."""
+    regathers: bool = False
+    """Whether a value that is gathered from parts is kept as this rank's part, and gathered again (Megatron-LM)."""
     fused: bool = True
     """Whether dropout keeps a mask of bytes and the optimizer updates all parameters at once, as torch does on GPUs."""
 
@@ -127,14 +131,15 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
     Raises PlanError for an operator whose result depends on values.
     """
     counter = Counter()
+    gathered = Gathered(counter) if rehearsed.regathers else None
     arguments = _on_meta(as_arguments(example))
-    model = RehearsedModel(rehearsed, _counted(rehearsed, main, counter), plan, rank, counter)
+    model = RehearsedModel(rehearsed, _counted(rehearsed, main, counter, gathered), plan, rank, counter)
     model.whole_shapes = leaf_shapes(arguments)
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
     update = OPTIMIZERS[rehearsed.optimizer](trained, foreach=rehearsed.fused)
     args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates))
-    with counter:
+    with counter, gathered.hooks() if gathered else nullcontext():
         for value in chain(model.parameters(), model.buffers()):
             counter.hold(value.data)
         buffers = _bytes(model.buffers())
@@ -217,23 +222,28 @@ def _on_meta(arguments: Arguments) -> Arguments:
     return pytree.tree_map(moved, arguments)
 
 
-def _counted(rehearsed: Rehearsed, main: Analysed, counter: Counter) -> Analysed:
+def _counted(rehearsed: Rehearsed, main: Analysed, counter: Counter, gathered: Gathered | None) -> Analysed:
     """The same program in graphs whose operators tell the counter their names, attention as it runs fused."""
-    graph = _named(main.rewritten, main.program, rehearsed, counter)
+    graph = _named(main.rewritten, main.program, rehearsed, counter, gathered)
     made = replace(main, rewritten=replace(main.rewritten, graph=graph))
     if main.prologue is None:
         return made
     program, decisions, ahead = main.prologue
     plain = replace(rehearsed, recompute="none")
-    return replace(made, prologue=(program, decisions, replace(ahead, graph=_named(ahead, program, plain, counter))))
+    return replace(
+        made, prologue=(program, decisions, replace(ahead, graph=_named(ahead, program, plain, counter, None)))
+    )
 
 
-def _named(rewritten: Rewritten, program: Program, rehearsed: Rehearsed, counter: Counter) -> fx.GraphModule:
+def _named(
+    rewritten: Rewritten, program: Program, rehearsed: Rehearsed, counter: Counter, gathered: Gathered | None
+) -> fx.GraphModule:
     module = rewritten.graph
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(module.graph, copies))
     block_of: dict[fx.Node, int] = {}
+    quadratics: set[fx.Node] = set()
     for before, node in copies.items():
         if node.op != "call_function":
             continue
@@ -243,9 +253,14 @@ def _named(rewritten: Rewritten, program: Program, rehearsed: Rehearsed, counter
         quadratic = value is not None and _is_quadratic(program, value)
         if block is not None:
             block_of[node] = block
+        if quadratic:
+            quadratics.add(node)
         target = _FUSED.get(node.target, node.target)
         target = _FUSED_ON_GPUS.get(target, target) if rehearsed.fused else target
-        node.target = _Named(target, name, block, quadratic, counter)
+        gathers = gathered if target is bridge else None
+        node.target = _Named(target, name, block, quadratic, counter, gathers)
+    if rehearsed.recompute == "attention":
+        block_of = attention_of(block_of, quadratics)
     copied = fx.GraphModule(module, graph)
     return copied if rehearsed.recompute == "none" else with_regions(copied, block_of, rehearsed.recompute, counter)
 
@@ -275,6 +290,7 @@ class _Named:
     """None: that of the operators before."""
     quadratic: bool
     counter: Counter
+    gathered: Gathered | None = None
 
     @property
     def __name__(self) -> str:
@@ -286,6 +302,8 @@ class _Named:
         if self.block is not None:
             counter.block = self.block
         result = self.target(*args, **kwargs)
+        if self.gathered is not None and result.numel() > args[0].numel():
+            self.gathered.note(result, args[0], args[1])
         mark(result, self.name, counter.block)
         return result
 

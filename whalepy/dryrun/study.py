@@ -17,7 +17,7 @@ from whalepy.dryrun.rehearse import Rehearsed, rehearse
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.balance import Curve
 from whalepy.planner.cost import DeviceCost, Network
-from whalepy.planner.decide import Decisions
+from whalepy.planner.decide import Decisions, Orders
 from whalepy.planner.plan import Plan
 from whalepy.planner.timeline import Played, play
 from whalepy.planner.unfold import Sharding, whole_step
@@ -41,6 +41,8 @@ class Savings:
 
     zero: int = 0
     recompute: Recompute = "none"
+    regathers: bool = False
+    """Values gathered along a sequence are kept as parts, and gathered again in the backward pass."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -110,15 +112,22 @@ class Study:
         speeds: Sequence[float],
         microbatches: int = 1,
         savings: Savings = Savings(),
+        orders: Orders | None = None,
     ) -> Candidate:
-        """The model under these scopes, outermost first, on every device of a cluster; None: under its own."""
+        """The model under these scopes, outermost first, on every device of a cluster; None: under its own.
+
+        `orders`: the classes of axes that each split is cut along, in place of those that are best.
+        """
         run = min(microbatches, _MICROBATCHES_RUN)
         named = None if levels is None else tuple((level.kind, level.degree) for level in levels)
-        key = named, id(cluster), tuple(speeds), run
+        key = named, id(cluster), tuple(speeds), run, None if orders is None else tuple(orders.items())
         if key not in self.cuts:
             program = self.program if levels is None else _within(self.program, levels)
             places = tuple(range(len(cluster.devices)))
             plan, main = planned(program, cluster, places, Choices(run, 0, None), speeds=tuple(speeds))
+            if orders is not None:
+                given = replace(plan, orders=dict(orders))
+                plan, main = planned(program, cluster, places, Choices(run, 0, given), speeds=tuple(speeds))
             self.cuts[key] = Cut(plan, main, program, cluster)
         return Candidate(self, cluster, self.cuts[key], levels, microbatches, savings)
 
@@ -249,12 +258,14 @@ class Candidate:
         return 2 if larger > 1 and stop > larger else 1
 
     def _recorded(self, rank: int, rows: int) -> Recorded:
-        key = self._alike(rank), rows, self.savings.recompute
+        key = self._alike(rank), rows, self.savings.recompute, self.savings.regathers
         if key not in self.cut.recorded:
             main, plan = _with_equal_rows(self.main, self.plan)
             study, fused = self.study, self.cluster.devices[0].profile.vendor != "CPU"
             saved = self.savings.recompute
-            rehearsed = Rehearsed(study.recipe, study.optimizer, study.blocks, saved, study.master, fused)
+            rehearsed = Rehearsed(
+                study.recipe, study.optimizer, study.blocks, saved, study.master, self.savings.regathers, fused
+            )
             batch = study.batch_of(rows * self.replicas)
             first = next(r for r in self.plan.rank_of if self._alike(r) == key[0])
             self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch)

@@ -13,6 +13,7 @@ APART = 20  # units; spans of one kind that are nearer are drawn as one: 2 pixel
 NAMED = 60  # spans of a device that tell their name, the longest
 POINTS = 200  # of a memory curve
 DECADE = 10.0
+SHOWN = 2.0  # parts of a memory: plans that need more are drawn at the edge, unless the best one does
 
 # Row of a kind from the top, and its height; the optimizer fills both rows of computation, below what is drawn there.
 ROWS: Mapping[SpanKind, tuple[float, float]] = {
@@ -133,6 +134,8 @@ class Scatter:
     """Percent from the bottom where the memory is full."""
     highest: float
     """The part of the memory at the top."""
+    beyond: int
+    """Plans that need more and are drawn at the top, so that the others do not lie on one line."""
 
 
 def scatter(forecast: Forecast, *, most: int = 1000) -> Scatter | None:
@@ -143,18 +146,20 @@ def scatter(forecast: Forecast, *, most: int = 1000) -> Scatter | None:
     shortest, longest = (pick(plan.step_time_s for plan in plans) for pick in (min, max))
     logarithmic = shortest > 0 and longest / shortest > DECADE
     low, high = (_scaled(limit, logarithmic) for limit in (0.9 * shortest, 1.05 * longest))
-    highest = 1.1 * max([_filled(plan) for plan in plans] + [1.0])
+    most_shown = max(SHOWN, 1.5 * _filled(plans[0]))
+    highest = 1.1 * min(max([_filled(plan) for plan in plans] + [1.0]), most_shown)
 
     def left(seconds: float) -> float:
         return round(100 * (_scaled(seconds, logarithmic) - low) / ((high - low) or 1.0), 2)
 
     dots = [
-        Dot(left(plan.step_time_s), round(100 * _filled(plan) / highest, 2), plan.verdict, plan, index == 0)
+        Dot(left(plan.step_time_s), round(100 * min(_filled(plan) / highest, 1.0), 2), plan.verdict, plan, index == 0)
         for index, plan in enumerate(plans)
     ]
     moments = [low + (high - low) * quarter / 4 for quarter in range(1, 4)]
     ticks = [(25.0 * (k + 1), math.exp(at) if logarithmic else at) for k, at in enumerate(moments)]
-    return Scatter((*dots[1:], dots[0]), tuple(ticks), round(100 / highest, 2), highest)
+    beyond = sum(_filled(plan) > highest for plan in plans)
+    return Scatter((*dots[1:], dots[0]), tuple(ticks), round(100 / highest, 2), highest, beyond)
 
 
 def _scaled(seconds: float, logarithmic: bool) -> float:

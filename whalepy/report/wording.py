@@ -197,12 +197,12 @@ def microbatches(forecast: Forecast) -> str:
 
 
 def room(forecast: Forecast) -> list[str]:
-    """How far batch and sequence may grow: `batch 64 -> 96`, `sequence 2,048 -> 3,072`; [] where it was not tried."""
+    """How far batch and sequence may grow: `batch 64 -> 96`, `sequence 2,048 -> 3,072`; [] where they may not."""
     subject = forecast.subject
     parts: list[str] = []
-    if forecast.largest_batch is not None:
+    if forecast.largest_batch is not None and forecast.largest_batch > subject.rows:
         parts.append(f"batch {subject.rows:,} -> {forecast.largest_batch:,}")
-    if forecast.longest_sequence is not None and subject.tokens is not None:
+    if subject.tokens is not None and (forecast.longest_sequence or 0) > subject.tokens:
         parts.append(f"sequence {subject.tokens:,} -> {forecast.longest_sequence:,}")
     return parts
 
