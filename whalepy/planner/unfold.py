@@ -237,10 +237,14 @@ def _closing(
     before = next((event.memory for event in recorded.optimizer), 0)
     base = before + always + round(run.gradients * (gradients_kept - 1))
     temporary = update if recorded.foreach else 1.0
+    # One parameter after another: each update stands for those of as many parameters as there are for it.
+    times = 1 if recorded.foreach else max(round(growth), 1)
+    updates: list[Part] = []
     for k, event in enumerate(recorded.optimizer):
         peak = event.peak if k else event.memory
         memory, peak = (base + round((size - before) * temporary) for size in (event.memory, peak))
-        parts.append(replace(_scaled(event, update), memory=memory, peak=max(memory, peak)))
+        updates.append(replace(_scaled(event, update / times), memory=memory, peak=max(memory, peak)))
+    parts += updates if recorded.foreach else [Stretch(tuple(updates), times)]
     if sharding.zero in (1, 2) and sharding.replicas > 1 and recorded.optimizer:
         sent = _sent("all-gather", whole.gathered, sharding)
         at = replace(recorded.optimizer[-1], memory=base, peak=base)
