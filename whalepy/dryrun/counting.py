@@ -127,9 +127,9 @@ _NAME, _BLOCK = "whalepy_name", "whalepy_block"
 _aten = torch.ops.aten
 _FREE: frozenset[Any] = frozenset(
     (_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided, _aten.detach,
-     _aten.lift_fresh, _aten._unsafe_view, _aten.sym_size, _aten.alias)
+     _aten.lift_fresh, _aten._unsafe_view, _aten.sym_size, _aten.alias, _aten._local_scalar_dense)
 )  # fmt: skip
-"""Nothing is read or written."""
+"""Nothing is read or written on the device; numbers that an optimizer reads, such as its steps, lie on the host."""
 
 
 _KINDS = ("convolution", "attention")
