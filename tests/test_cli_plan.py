@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from whalepy.cli import main
+from whalepy.dryrun.targets import bundled
 
 FACTORY = """
 import torch
@@ -38,8 +39,26 @@ def raises():
 def nothing():
     return 3
 
+def three():
+    return Model(), {}, 3
+
+def quits():
+    raise SystemExit(0)
+
+def frozen():
+    return Model().requires_grad_(False), {"x": torch.randn(16, 64), "labels": torch.zeros(16, dtype=torch.long)}
+
 number = 3
 """
+TINY = {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 32}
+CONFIGS: dict[str, object] = {
+    "tiny": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **TINY},
+    "no_type": {},
+    "no_class": {"model_type": "gpt2"},
+    "odd_class": {"model_type": "gpt2", "architectures": [3]},
+    "odd": {"model_type": "lama", "architectures": ["LlamaForCausalLM"]},
+    "unbuildable": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **TINY, "n_embd": -8},
+}
 
 
 @dataclass
@@ -72,10 +91,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     (folder / "train.py").write_text(FACTORY)
     (folder / "broken.yaml").write_text("nodes: [")
-    (folder / "no_type.json").write_text("{}")
+    (folder / "two.yaml").write_text("nodes: [{devices: [{type: T4, count: 2}]}, {devices: [{type: T4, count: 2}]}]")
+    (folder / "minus.yaml").write_text("nodes: [{devices: [{type: T4, count: -2}]}]")
+    (folder / "slow.yaml").write_text("nodes: [{devices: [{type: T4, count: 2}], link: {bandwidth: 0}}]")
     (folder / "cut.json").write_text('{"model_type": ')
-    (folder / "odd.json").write_text('{"model_type": "lama", "architectures": ["LlamaForCausalLM"]}')
+    for name, content in CONFIGS.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
     (folder / "fails.py").write_text("import nowhere")
+    (folder / "ends.py").write_text("raise SystemExit(3)")
     return folder
 
 
@@ -127,29 +150,78 @@ def test_forced_degrees_stay_forced(place: Path, run: Callable[..., Done]) -> No
     assert [device["batch_share"] for device in told["devices"]] == [12, 12, 4, 4]
 
 
+def mistake(target: str = "train.py:factory", *options: str, cluster: str = MIXED) -> list[str]:
+    return [target, "--cluster", cluster, *options]
+
+
+def option(*options: str) -> list[str]:
+    return mistake("train.py:factory", *options)
+
+
 # what is wrong, the arguments, what the sentence says
 MISTAKES = {
-    "a device": (["train.py:factory", "--cluster", "2xV1000"], "V1000"),
-    "a cluster file": (["train.py:factory", "--cluster", "broken.yaml"], "broken.yaml"),
-    "an absent file": (["nowhere.py:factory", "--cluster", MIXED], "there is no file nowhere.py"),
-    "a factory": (["train.py:factry", "--cluster", MIXED], "has no factory 'factry'"),
-    "a factory that is a number": (["train.py:number", "--cluster", MIXED], "has no factory 'number'"),
-    "a factory that raises": (["train.py:raises", "--cluster", MIXED], "raised ValueError: no data here"),
-    "a factory that returns something else": (["train.py:nothing", "--cluster", MIXED], "returned int"),
-    "a file that cannot be imported": (["fails.py:factory", "--cluster", MIXED], "cannot be imported"),
-    "a module": (["nowhere:factory", "--cluster", MIXED], "cannot be imported"),
-    "a name": (["gpt3", "--cluster", MIXED], "no bundled configuration"),
-    "a configuration without a type": (["hf:no_type.json", "--cluster", MIXED], "has no model_type"),
-    "a configuration cut short": (["hf:cut.json", "--cluster", MIXED], "is no JSON"),
-    "an architecture": (["hf:odd.json", "--cluster", MIXED], "knows no architecture 'lama'"),
-    "no rows": (["train.py:factory", "--cluster", MIXED, "--batch-size", "0"], "--batch-size must be at least 1"),
-    "a degree": (["train.py:factory", "--cluster", MIXED, "--split", "3"], "cannot be met on 4 devices"),
-    "shares": (["train.py:factory", "--cluster", MIXED, "--shares", "3:x"], "is not a list of shares"),
-    "too few shares": (["train.py:factory", "--cluster", MIXED, "--shares", "3:1"], "2 shares for 4 replicas"),
-    "a precision": (["train.py:factory", "--cluster", MIXED, "--precision", "fp12"], "--precision fp12 is not known"),
-    "bfloat16": (["train.py:factory", "--cluster", MIXED, "--precision", "bf16"], "has no bfloat16 units"),
-    "an optimizer": (["train.py:factory", "--cluster", MIXED, "--optimizer", "adamv"], "no optimizer 'adamv'"),
-    "stages": (["train.py:factory", "--cluster", MIXED, "--stages", "2"], "--stages 2 is not there yet"),
+    "a device": (mistake(cluster="2xV1000"), "V1000"),
+    "no device": (mistake(cluster="0xT4"), "0 is not a number of devices"),
+    "less than no device": (mistake(cluster="-2xT4"), "-2 is not a number of devices"),
+    "no speed": (mistake(cluster="2xT4*0"), "'0' is not a speed"),
+    "no bandwidth": (mistake(cluster="2x2xT4 @ 0Gbit/s"), "'0Gbit/s' is not a bandwidth"),
+    "a negative bandwidth": (mistake(cluster="2x2xT4 @ -3Gbit/s"), "'-3Gbit/s' is not a bandwidth"),
+    "a missing link": (mistake(cluster="2x2xT4"), "several nodes, but no bandwidth between them"),
+    "a missing link in a file": (mistake(cluster="two.yaml"), "several nodes, but no bandwidth between them"),
+    "a negative figure in a file": (mistake(cluster="minus.yaml"), "nodes[0].devices[0].count is -2"),
+    "a figure of zero in a file": (mistake(cluster="slow.yaml"), "nodes[0].link.bandwidth is 0"),
+    "a cluster file": (mistake(cluster="broken.yaml"), "broken.yaml"),
+    "an absent cluster file": (mistake(cluster="nowhere.yaml"), "cannot read the cluster file 'nowhere.yaml'"),
+    "two vendors": (mistake(cluster="1x4090 + 1xMI100"), "AMD and NVIDIA devices cannot work in one cluster"),
+    "an absent file": (mistake("nowhere.py:factory"), "there is no file nowhere.py"),
+    "a file without its factory": (mistake("train.py"), "name a factory in it: train.py:factory"),
+    "a configuration without hf:": (mistake("tiny.json"), "write hf:tiny.json"),
+    "an absent configuration": (mistake("hf:nowhere.json"), "nowhere.json cannot be read: No such file"),
+    "a factory": (mistake("train.py:factry"), "has no factory 'factry'"),
+    "a factory that is a number": (mistake("train.py:number"), "has no factory 'number'"),
+    "a factory that raises": (mistake("train.py:raises"), "raised ValueError: no data here"),
+    "a factory that ends the program": (mistake("train.py:quits"), "raised SystemExit: 0"),
+    "a factory that returns something else": (mistake("train.py:nothing"), "returned int"),
+    "a factory that returns three": (mistake("train.py:three"), "returned (Model, dict, int)"),
+    "nothing to train": (mistake("train.py:frozen"), "Model has no parameter that is trained"),
+    "a file that cannot be imported": (mistake("fails.py:factory"), "cannot be imported"),
+    "a file that ends the program": (mistake("ends.py:factory"), "cannot be imported: SystemExit: 3"),
+    "a module": (mistake("nowhere:factory"), "cannot be imported"),
+    "a name": (mistake("gpt3"), "no bundled configuration"),
+    "a configuration without a type": (mistake("hf:no_type.json"), "has no model_type"),
+    "a configuration without a class": (mistake("hf:no_class.json"), "names no architecture"),
+    "a class that is a number": (mistake("hf:odd_class.json"), "names no architecture"),
+    "a configuration cut short": (mistake("hf:cut.json"), "is no JSON"),
+    "an architecture": (mistake("hf:odd.json"), "knows no architecture 'lama'"),
+    "a model that cannot be built": (mistake("hf:unbuildable.json"), "unbuildable: GPT2LMHeadModel cannot be built"),
+    "a long sequence": (mistake("hf:tiny.json", "--seq-len", "17"), "longer than the 16 positions of the model"),
+    "a negative length": (mistake("hf:tiny.json", "--seq-len", "-4"), "--seq-len must be at least 1, not -4"),
+    "a length for a factory": (option("--seq-len", "4"), "--seq-len needs a configuration"),
+    "no rows": (option("--batch-size", "0"), "--batch-size must be at least 1"),
+    "far too many rows": (option("--batch-size", "99999999999"), "--batch-size must be at most 1,000,000"),
+    "rows that are no number": (option("--batch-size", "x"), "--batch-size"),
+    "a degree": (option("--split", "3"), "cannot be met on 4 devices"),
+    "degrees": (option("--replicate", "2", "--split", "4"), "degrees 2 x 4 cannot be met on 4 devices"),
+    "no microbatch": (option("--microbatches", "0"), "--microbatches must be at least 1"),
+    "shares": (option("--shares", "3:x"), "is not a list of shares"),
+    "a negative share": (option("--shares", "3:-1"), "is not a weight"),
+    "too few shares": (option("--shares", "3:1"), "2 shares for 4 replicas"),
+    "a precision": (option("--precision", "fp12"), "--precision fp12 is not known"),
+    "bfloat16": (option("--precision", "bf16"), "has no bfloat16 units"),
+    "bfloat16 on a gaming card": (
+        mistake("train.py:factory", "--precision", "bf16", cluster="2x2080Ti"),
+        "RTX-2080-Ti",
+    ),
+    "an optimizer": (option("--optimizer", "adamv"), "no optimizer 'adamv'"),
+    "recomputation": (option("--recompute", "some"), "--recompute some is not known"),
+    "a stage of ZeRO": (option("--zero", "7"), "--zero must be 0, 1, 2 or 3, not 7"),
+    "stages": (option("--stages", "2"), "--stages 2 is not there yet"),
+    "no stages": (option("--stages", "0"), "--stages 0 is not there yet"),
+    "a schedule": (option("--schedule", "1f1b"), "--schedule 1f1b is not there yet"),
+    "a folder that is not there": (option("--json", "nowhere/f.json"), "there is no folder nowhere"),
+    "a folder as a file": (option("--save", "."), "it is a folder"),
+    "two things printed": (option("--json", "-", "--program", "0"), "--program and --json - both print"),
+    "a rank": (option("--program", "4"), "there is no rank 4"),
 }
 
 
@@ -158,4 +230,29 @@ def test_a_mistake_is_a_sentence(run: Callable[..., Done], arguments: list[str],
     done = run(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert told in done.stderr and "Traceback" not in done.stderr
-    assert re.match(r"whalepy: ", done.stderr.splitlines()[0]), done.stderr
+    assert re.match(r"whalepy: |Usage: ", done.stderr.splitlines()[0]), done.stderr
+    assert not done.stdout
+
+
+def test_the_files_are_checked_before_the_model_is_built(run: Callable[..., Done]) -> None:
+    done = run("nowhere.py:factory", "--cluster", MIXED, "--html", "nowhere/f.html")
+    assert "nowhere/f.html cannot be written" in done.stderr
+
+
+def test_a_mistake_leaves_no_progress_on_the_line(run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    done = run("train.py:raises", "--cluster", MIXED)
+    assert "building the model" in done.stderr
+    assert done.stderr.rpartition("\x1b[2K")[2].startswith("whalepy: ")
+
+
+def test_top_is_how_many_plans_are_printed(run: Callable[..., Done]) -> None:
+    done = run("train.py:factory", "--cluster", MIXED, "--top", "1")
+    assert re.search(r"and \d+ more, in --json", done.stdout)
+    assert done.stdout.count("slower") == 0
+
+
+def test_help_names_every_bundled_model(run: Callable[..., Done]) -> None:
+    shown = " ".join(run("--help").stdout.replace("│", " ").split())
+    assert all(name in shown for name in bundled())
+    assert "exits with 0 if it fits" in shown.lower()

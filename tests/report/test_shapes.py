@@ -85,3 +85,15 @@ def test_times_of_several_decades_are_logarithmic() -> None:
     left = {dot.plan.step_time_s: dot.left for dot in found.dots}
     assert left[10.0] - left[1.0] == pytest.approx(left[100.0] - left[10.0], abs=0.02)
     assert found.times[1][1] == pytest.approx((0.9 * 105) ** 0.5)
+
+
+def test_plans_that_need_far_more_are_drawn_at_the_edge() -> None:
+    known = forecasts.four_cards()
+    best = known.alternatives[0]
+    huge = replace(best, peak_memory_bytes=30 * best.memory_capacity_bytes, verdict="no")
+    found = scatter(replace(known, alternatives=(best, huge)))
+    assert found is not None
+    assert found.beyond == 1 and found.highest == pytest.approx(2.2)
+    assert max(dot.bottom for dot in found.dots) == 100
+    alone = scatter(replace(known, alternatives=(huge,)))
+    assert alone is not None and alone.beyond == 0

@@ -124,3 +124,22 @@ def test_what_is_missing_where() -> None:
     assert set(wording.missing_bytes(lacking)) == {0, 1, 2, 3}
     # Without a list of plans, from the devices themselves.
     assert wording.missing_bytes(replace(lacking, alternatives=())) == wording.missing_bytes(lacking)
+
+
+def test_room_is_told_only_where_there_is_some() -> None:
+    known = forecasts.four_cards()
+    assert wording.room(known) == ["batch 64 -> 72", "sequence 2,048 -> 2,304"]
+    assert wording.room(replace(known, largest_batch=64, longest_sequence=2048)) == []
+
+
+def test_microbatches() -> None:
+    known = forecasts.four_cards()
+    assert wording.microbatches(replace(known, microbatches=1)) == ""
+    assert wording.microbatches(replace(known, microbatches=8, schedule="none")) == "8 microbatches"
+    assert wording.microbatches(replace(known, microbatches=8, schedule="1f1b")) == "8 microbatches, schedule 1f1b"
+
+
+def test_what_does_not_run_in_brief() -> None:
+    plan = other(3.0, "fits", "zero 3", "offload")
+    assert wording.against(forecasts.four_cards(), plan, brief=True) == "12 % less time, not runnable yet"
+    assert wording.beside_itself(plan, brief=True) == "not runnable yet"

@@ -141,10 +141,11 @@ def plan(
         progress("")
     if save is not None:
         forecast = replace(forecast, plan_file=str(save))
+    code = None if program is None or chosen is None else chosen.program(program)
     _print(forecast, top=top, as_json=str(json_file) == "-")
     files.write(forecast, chosen)
-    if program is not None and chosen is not None:
-        print(chosen.program(program))
+    if code is not None:
+        print(code)
     if not forecast.fits:
         raise typer.Exit(NOTHING_FITS)
 
