@@ -119,6 +119,13 @@ def test_processors() -> None:
     check(both(chain(6), ClusterSpec.load("2xcpu"), levels_of(2, 1), FEW), near=0.03)
 
 
+def _config(name: str, **sizes: Any) -> Any:
+    """Annotations of transformers leave out the fields that all configurations have."""
+    import transformers
+
+    return getattr(transformers, name)(**sizes)
+
+
 def _language_model(kind: str) -> tuple[nn.Module, Any, int]:
     import transformers
 
@@ -132,12 +139,12 @@ def _language_model(kind: str) -> tuple[nn.Module, Any, int]:
                     num_attention_heads=4, num_key_value_heads=2)), tokens, 1),
         "t5": lambda: (
             transformers.T5ForConditionalGeneration(
-                transformers.T5Config(
+                _config("T5Config",
                     num_layers=6, num_decoder_layers=7, d_model=WIDTH, d_kv=8, num_heads=4, d_ff=64,
                     vocab_size=VOCABULARY, decoder_start_token_id=0, dropout_rate=0.0)), tokens, 2),
         "vit": lambda: (
             transformers.ViTForImageClassification(
-                transformers.ViTConfig(
+                _config("ViTConfig",
                     num_hidden_layers=6, hidden_size=WIDTH, num_attention_heads=4, intermediate_size=64, image_size=16,
                     patch_size=4, num_labels=7, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
             {"pixel_values": torch.zeros(ROWS, 3, 16, 16, device="meta"), "labels": ids[:, 0]}, 1),
@@ -207,3 +214,27 @@ def test_a_forward_that_somebody_replaced_is_no_repeat() -> None:
     block.forward = lambda x: x  # type: ignore[method-assign]
     with folded(model) as blocks:
         assert not blocks.folds
+
+
+class Picking(Chain):
+    """Uses its blocks in another way than one after another."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__([Block() for _ in range(6)])
+        self.way = way
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, blocks = self.embed(ids), list(self.blocks)
+        ways = {"all": blocks, "backwards": blocks[::-1], "every other": blocks[::2], "not the last": blocks[:-1]}
+        for block in ways[self.way]:
+            x = block(x)
+        return nn.functional.cross_entropy(self.head(x).flatten(0, 1), ids.flatten())
+
+
+@pytest.mark.parametrize("way", ["all", "backwards", "every other", "not the last"])
+def test_blocks_stand_for_all_where_all_run_in_order(way: str) -> None:
+    with torch.device("meta"):
+        model = Picking(way)
+    with folded(model) as blocks:
+        study = Study.of(Recipe(model), _tokens(), "sgd", blocks)
+        assert blocks.folds and blocks.stand_for_all(study.program.nodes) == (way == "all")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from whalepy.planner.work import KEPT, Fold
 from whalepy.primitives.annotate import scopes_on
@@ -36,6 +36,26 @@ class Blocks:
             if block in fold.blocks(1):
                 return fold.repeats - KEPT + 1
         return 1
+
+    def stand_for_all(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether the three repeats of every fold do the same in a program, one after another.
+
+        Not so where a model skips some of its blocks, takes them from the end, or counts them.
+        """
+        calls: dict[int, list[Any]] = {}
+        for node in nodes:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            if node.op == "call_function" and stack:
+                calls.setdefault(self.of(str(stack[-1][0]).removeprefix("model.")), []).append(node.target)
+        order = [block for block in calls if block >= 0]  # by their first operators
+        return all(
+            order.index(a) < order.index(b) and calls[a] == calls[b]
+            if a in calls and b in calls
+            else a not in calls and b not in calls
+            for fold in self.folds
+            for repeat in range(KEPT - 1)
+            for a, b in zip(fold.blocks(repeat), fold.blocks(repeat + 1), strict=True)
+        )
 
 
 NO_BLOCKS = Blocks()

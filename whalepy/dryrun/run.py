@@ -101,6 +101,8 @@ def _answered(
                 if not blocks.folds:
                     raise
                 continue  # it counts its blocks: take it whole
+            if not blocks.stand_for_all(study.program.nodes):
+                continue
             subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
             forecast, best = answer(study, recipe.model, cluster, options, subject, progress)
             return forecast, best, None if blocks.folds else study
