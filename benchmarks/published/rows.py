@@ -94,14 +94,15 @@ def _entries(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def cluster_of(row: Row) -> dict[str, Any]:
-    """What a cluster file of the row's machines would say."""
+def cluster_of(row: Row, *, sheet: bool = False) -> dict[str, Any]:
+    """What a cluster file of the row's machines would say; `sheet`: of devices as fast as their data sheets."""
     node = {"count": row.nodes, "devices": [{"type": row.device, "count": row.per_node}]}
     spec: dict[str, Any] = {"nodes": [node]}
     if row.link:
         spec["link"] = {"bandwidth": row.link}
-    if row.device in PROFILES:
-        spec["profiles"] = {row.device: dict(PROFILES[row.device])}
+    own = dict(PROFILES.get(row.device, {"base": row.device} if sheet else {}))
+    if own:
+        spec["profiles"] = {row.device: {**own, "scale": 1.0} if sheet else own}
     return spec
 
 

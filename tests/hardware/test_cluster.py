@@ -112,6 +112,7 @@ ASSUMPTIONS = [
     (
         "2x3090",
         (
+            "RTX-3090: 1.24 x the speed of its figures, as published training runs reached",
             "RTX-3090: a bridge joins pairs at most and is usually absent, PCIe is taken",
             "RTX-3090: link_bandwidth (not looked up)",
         ),
@@ -129,9 +130,9 @@ def test_assumptions(line: str, sentences: tuple[str, ...]) -> None:
 def test_what_is_taken_for_devices_that_nobody_measured() -> None:
     taken = [s for s in ClusterSpec.load("1xT4 + 1x3090").assumptions if "not measured" in s]
     assert taken == [
-        "NVIDIA devices, not measured: large products reach 72% of the peak of matrix units (the best shapes reach 80 "
-        "% on A100 to B200), 85% without, large elementwise operators 85% of the memory bandwidth, 8 us of the host "
-        "per operator, 80% of the host link, 1.0 GiB held by libraries"
+        "NVIDIA devices, not measured: large products reach 65% of the peak of matrix units (set on published "
+        "training runs), 70% without, large elementwise operators 60% of the memory bandwidth, 8 us of the host per "
+        "operator, 80% of the host link, 1.0 GiB held by libraries"
     ]
 
 

@@ -47,6 +47,8 @@ class Counter(TorchDispatchMode):
         if func.is_view or func._overloadpacket in _FREE:
             return result
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if not func._schema.returns:
+            made = _written(func, args)
         count = flop_registry.get(func._overloadpacket)
         flops = int(count(*args, **(kwargs or {}), out_val=result)) if count is not None else 0
         if _is_causal(func, args, kwargs or {}):
@@ -158,6 +160,12 @@ def mark(result: Any, name: str, block: int) -> None:
 def _running_backward() -> Any:
     """The autograd function that runs now; None in a forward."""
     return torch._C._current_autograd_node()
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> list[torch.Tensor]:
+    """What an operator without a result writes."""
+    wheres = [value for argument, value in zip(func._schema.arguments, args, strict=False) if argument.is_write]
+    return [leaf for leaf in pytree.tree_leaves(wheres) if isinstance(leaf, torch.Tensor)]
 
 
 def _all_bytes(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:

@@ -24,6 +24,8 @@ def about_profile(profile: DeviceProfile) -> Iterator[str]:
     unsure = [(field, _STANDING[mark]) for field, mark in profile.marks if mark in _STANDING and field not in _UNUSED]
     if unsure:
         yield f"{profile.name}: " + ", ".join(f"{field} ({standing})" for field, standing in unsure)
+    if profile.scale != 1.0:
+        yield f"{profile.name}: {profile.scale:g} x the speed of its figures, as published training runs reached"
 
 
 def about_practice(profiles: Iterable[DeviceProfile]) -> Iterator[str]:

@@ -88,6 +88,7 @@ class DeviceProfile:
     launch_s: float | None = None  # seconds of the host per kernel
     host_bandwidth: float | None = None  # bytes/s per direction between the device and pinned memory of its host
     runtime_bytes: int | None = None  # held by context, libraries and communicators
+    scale: float = 1.0  # of the speed that these figures give, what published training runs have reached
 
     def rate(self, dtype: str = "float32") -> float:
         """Peak FLOP/s of matrix products in `dtype` (a torch or short name); float64 is assumed half of float32.
@@ -127,16 +128,22 @@ class DeviceProfile:
         if flops <= 0:
             return 0.0
         apart = dict(self.kind_efficiency).get(kind)
+        taken = None if self.product_efficiency else dict(self._taken.kinds).get(kind)
+        if apart is None and taken is not None and self._has_units(dtype):
+            apart = default_curve(self.rate(dtype), taken, self._taken.fill_s)
         fraction = fraction_at(apart, flops) if apart else self.product_fraction(flops, dtype)
-        return flops / (self.rate(dtype) * fraction)
+        return flops / (self.rate(dtype) * fraction * self.scale)
 
     def memory_seconds(self, nbytes: float, kind: str = "") -> float:
         """Seconds of one kernel that reads and writes `nbytes` bytes in all, the launch aside."""
         if nbytes <= 0:
             return 0.0
         apart = dict(self.kind_efficiency).get(kind) if kind in BOUND_BY_MEMORY else None
+        taken = None if self.memory_efficiency or kind not in BOUND_BY_MEMORY else dict(self._taken.kinds).get(kind)
+        if apart is None and taken is not None:
+            apart = default_curve(self.memory_bandwidth, taken, self._taken.fill_s)
         fraction = fraction_at(apart, nbytes) if apart else self.memory_fraction(nbytes)
-        return nbytes / (self.memory_bandwidth * fraction)
+        return nbytes / (self.memory_bandwidth * fraction * self.scale)
 
     @property
     def launch_seconds(self) -> float:
@@ -157,9 +164,13 @@ class DeviceProfile:
         return self._taken.runtime_bytes if self.runtime_bytes is None else self.runtime_bytes
 
     def _taken_for_products(self, dtype: str) -> Curve:
-        rate, taken = self.rate(dtype), self._taken
-        has_units = rate > _UNITS_GAIN * self.fp32
-        return default_curve(rate, taken.product_fraction if has_units else taken.vector_fraction, taken.fill_s)
+        taken = self._taken
+        fraction = taken.product_fraction if self._has_units(dtype) else taken.vector_fraction
+        return default_curve(self.rate(dtype), fraction, taken.fill_s)
+
+    def _has_units(self, dtype: str) -> bool:
+        """Whether matrix units compute in it."""
+        return self.rate(dtype) > _UNITS_GAIN * self.fp32
 
     @property
     def _taken(self) -> Practice:
@@ -260,7 +271,15 @@ def _read(row: dict[str, str]) -> DeviceProfile:
         source=row["source"],
         notes=row["notes"],
         marks=_marks(row),
+        scale=_scales().get(row["name"], 1.0),
     )
+
+
+@lru_cache
+def _scales() -> dict[str, float]:
+    """By type, what scales.csv says: it names the runs that each figure comes from."""
+    text = resources.files("whalepy.hardware").joinpath("scales.csv").read_text(encoding="utf-8")
+    return {row["type"]: float(row["scale"]) for row in csv.DictReader(text.splitlines())}
 
 
 def _usable_bytes(row: dict[str, str]) -> int:

@@ -152,6 +152,7 @@ class ProfileEntry(_Entry):
     memory_efficiency: CurveField | None = None
     kind_efficiency: dict[str, CurveField] | None = None
     launch_s: Rate | None = None
+    scale: Positive | None = None
     host_bandwidth: Positive | None = None
     runtime_bytes: Annotated[int, BeforeValidator(_no_truth), Field(ge=0, le=10**18)] | None = None
 

@@ -86,7 +86,7 @@ def refined(base: DeviceProfile, measured: Measured, source: str = BY_RANKS) -> 
     kept = tuple(mark for mark in base.marks if mark[0] not in figures)
     marks = kept + tuple((name, MEASURED) for name in figures)
     known = base.base or (base.name if base.name in profile_table() else "")
-    return replace(base, base=known, source=source, notes="", marks=marks, **figures)
+    return replace(base, base=known, source=source, notes="", marks=marks, scale=1.0, **figures)
 
 
 def unknown_profile(kind: str, memory_bytes: int, fp32: float) -> DeviceProfile:
