@@ -24,10 +24,12 @@ from whalepy.planner.forecast import (
     Forecast,
     Held,
     LinkForecast,
+    Span,
     StageForecast,
     Subject,
 )
 from whalepy.planner.plan import Plan
+from whalepy.planner.timeline import WAITING, RankTrack
 
 Progress = Callable[[str], None]
 
@@ -173,9 +175,15 @@ def _device(best: Tried, rank: int, added: float | None) -> DeviceForecast:
         busy_s=track.busy_s,
         held=_held(best, rank),
         memory=tuple((at, size + candidate.cost(rank).runtime_bytes) for at, size in _thinned(track.memory)),
-        spans=tuple(track.spans),
+        spans=_lane(track),
         adds=added,
     )
+
+
+def _lane(track: RankTrack) -> tuple[Span, ...]:
+    """What a device does, with the collectives that run beside its operators."""
+    own = [span for span in track.spans if span.name != WAITING] if track.beside else track.spans
+    return tuple(sorted([*own, *track.beside], key=lambda span: (span.start_s, span.end_s)))
 
 
 _POINTS = 200

@@ -19,6 +19,7 @@ from whalepy.planner.balance import Curve
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.decide import Decisions, Orders
 from whalepy.planner.plan import Plan
+from whalepy.planner.shares import round_shares
 from whalepy.planner.timeline import Played, play
 from whalepy.planner.unfold import Sharding, whole_step
 from whalepy.planner.work import Recorded, Rehearsal
@@ -150,7 +151,8 @@ def _within(program: Program, levels: Sequence[Primitive]) -> Program:
     for node in program.captured.graph.graph.nodes:
         if node.op == "call_function":
             node.meta["scope"] = scope
-    return replace(program, operators=tuple(replace(op, scope=scope) for op in program.operators))
+    placed = (replace(op, scope=scope) if op.kind == "call" else op for op in program.operators)
+    return replace(program, operators=tuple(placed))
 
 
 _MICROBATCHES_RUN = 3
@@ -285,27 +287,27 @@ class Candidate:
         return all(device.profile.vendor != "CPU" for device in self.cluster.devices)
 
     def _alike(self, rank: int) -> tuple[int, ...]:
-        """The coordinates inside a replica; where all parts are equal, the first stands for all."""
+        """The coordinates inside a replica; of positions with equal parts of everything, the first stands for all."""
         at = self.plan.coordinates_of(rank)
         return tuple(
-            0 if level in self._even else c
+            self._first_like[level][c]
             for level, (c, cut) in enumerate(zip(at, self.plan.row_cuts, strict=True))
             if cut is None
         )
 
     @cached_property
-    def _even(self) -> frozenset[int]:
-        """Levels that cut every axis into equal parts."""
-        uneven: set[int] = set()
-        decisions, program = self.main.decisions, self.main.program
+    def _first_like(self) -> dict[int, list[int]]:
+        """By level that cuts no rows, each position's first with parts of the same sizes."""
+        decisions, axes, hints = self.main.decisions, self.main.program.axes, self.main.program.hints
         layouts = [layout for modes in self.main.rewritten.layouts.values() for layout in modes]
-        for kind in {kind for layout in (*layouts, *decisions.stored.values()) for kind in layout}:
-            if isinstance(kind, Sharded):
-                cut = decisions.cuts[kind.cut]
-                size = hint(program.axes.size(kind.place.axis), program.hints)
-                if len(set(cut.weights)) > 1 or size % len(cut.weights):
-                    uneven.add(cut.level)
-        return frozenset(range(len(self.plan.mesh))) - uneven
+        sharded = {kind for layout in (*layouts, *decisions.stored.values()) for kind in layout}
+        cuts = {(k.cut, hint(axes.size(k.place.axis), hints)) for k in sharded if isinstance(k, Sharded)}
+        parts: dict[int, list[tuple[int, ...]]] = {}
+        for level, size in enumerate(self.plan.mesh):
+            own = [(decisions.cuts[cut], units) for cut, units in sorted(cuts) if decisions.cuts[cut].level == level]
+            shares = [round_shares(n, cut.weights, at_least_one=cut.at_least_one) for cut, n in own]
+            parts[level] = [tuple(share[position] for share in shares) for position in range(size)]
+        return {level: [found.index(one) for one in found] for level, found in parts.items()}
 
     def cost(self, rank: int) -> DeviceCost:
         """What operators take on the device of a rank; one object for devices of one kind."""

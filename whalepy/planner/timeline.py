@@ -11,6 +11,7 @@ from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.forecast import Span, SpanKind
 from whalepy.planner.work import Event, Part, Rehearsal, Stretch, Wait
 
+WAITING = "waiting for parameters or gradients"
 STEADY = 2
 """Repeats of a stretch that are played; the others take as long as the last of these."""
 
@@ -118,24 +119,25 @@ def _repeat(stretches: Mapping[int, Stretch], players: Mapping[int, _Player]) ->
 _FIGURES = ("busy_s", "waiting_s", "bridge_s", "gradient_s", "gradient_total_s")
 
 
-_State = tuple[float, float, int, list[float]]
+_State = tuple[float, float, int, int, int, list[float]]
 _SPANS = 400
 """Spans that the repeats of a stretch are drawn with at most."""
 
 
 def _state(player: _Player) -> _State:
     track = player.track
-    return track.clock, player.side_clock, len(track.spans), [getattr(track, name) for name in _FIGURES]
+    figures = [getattr(track, name) for name in _FIGURES]
+    return track.clock, player.side_clock, len(track.spans), len(track.beside), len(track.memory), figures
 
 
 def _extend(player: _Player, before: _State, times: int, grows: int) -> None:
     """As if the last repeat had come so many times more."""
-    clock, side_clock, spans, figures = before
+    clock, side_clock, spans, beside, points, figures = before
     track = player.track
     longer = times * (track.clock - clock)
-    _draw(track, track.spans[spans:], track.clock - clock, times)
-    if grows > 0 and track.memory:
-        track.memory.append((track.clock + longer, track.memory[-1][1] + times * grows))
+    _draw(track.spans, spans, track.clock - clock, times)
+    _draw(track.beside, beside, track.clock - clock, times)
+    _remember(track.memory, points, track.clock - clock, times, grows)
     later = times * (player.side_clock - side_clock)
     for side in player.side:
         if side.end_s is not None and side.end_s > track.clock:
@@ -146,16 +148,22 @@ def _extend(player: _Player, before: _State, times: int, grows: int) -> None:
         setattr(track, name, getattr(track, name) + times * (getattr(track, name) - was))
 
 
-def _draw(track: RankTrack, last: Sequence[Span], seconds: float, times: int) -> None:
+def _draw(spans: list[Span], since: int, seconds: float, times: int) -> None:
     """The spans of the last repeat again, or one that stands for all where they would be too many."""
-    if not track.spans:
-        return
-    if len(last) * times > _SPANS or not last:
-        end = track.spans[-1]
-        track.spans[-1] = replace(end, end_s=end.end_s + times * seconds)
-        return
-    for k in range(1, times + 1):
-        track.spans += [replace(s, start_s=s.start_s + k * seconds, end_s=s.end_s + k * seconds) for s in last]
+    last = spans[since:]
+    if last and len(last) * times <= _SPANS:
+        for k in range(1, times + 1):
+            spans += [replace(s, start_s=s.start_s + k * seconds, end_s=s.end_s + k * seconds) for s in last]
+    elif spans:
+        spans[-1] = replace(spans[-1], end_s=spans[-1].end_s + times * seconds)
+
+
+def _remember(memory: list[tuple[float, int]], since: int, seconds: float, times: int, grows: int) -> None:
+    """The largest of the memory of the last repeat, once for each further one."""
+    last = memory[since:]
+    if last:
+        at, most = max(last, key=lambda point: point[1])
+        memory += [(at + k * seconds, most + k * grows) for k in range(1, times + 1)]
 
 
 # -- rows without repeats
@@ -234,20 +242,30 @@ def _ask(
     player.side.append(side)
     group = _group(player, event.level)
     number = player.counts[event.level] = player.counts.get(event.level, 0) + 1
-    asked = sides.setdefault((group, number), {})
-    asked[player.head] = side
+    sides.setdefault((group, number), {})[player.head] = side
+    while started := [key for key, asked in sides.items() if _may_start(key[0], asked, players)]:
+        for key in started:
+            _start(sides.pop(key), players)
+
+
+def _may_start(group: _Group, asked: Mapping[int, _Side], players: Mapping[int, _Player]) -> bool:
+    """Whether all members have asked, and what each asked for before has begun: a device runs them in order."""
     if len(asked) < len(group[1]):
-        return
+        return False
+    return all(next(s for s in players[head].side if s.end_s is None) is side for head, side in asked.items())
+
+
+def _start(asked: Mapping[int, _Side], players: Mapping[int, _Player]) -> None:
+    head, first = next(iter(asked.items()))
     start = max(max(one.asked_s for one in asked.values()), max(players[head].side_clock for head in asked))
-    route = player.classes.routes[player.head, event.level]
-    seconds = route.seconds(event.collective, max(one.event.bytes for one in asked.values()))
+    route = players[head].classes.routes[head, first.event.level]
+    seconds = route.seconds(first.event.collective, max(one.event.bytes for one in asked.values()))
     for head, one in asked.items():
         one.end_s = start + seconds
         players[head].side_clock = one.end_s
         players[head].track.gradient_total_s += seconds
         if seconds:
-            players[head].track.beside.append(Span(start, one.end_s, "gradient", event.name))
-    del sides[group, number]
+            players[head].track.beside.append(Span(start, one.end_s, "gradient", one.event.name))
 
 
 def _wait(wait: Wait, player: _Player) -> _Side | None:
@@ -259,7 +277,7 @@ def _wait(wait: Wait, player: _Player) -> _Side | None:
     end = max((side.end_s or 0.0 for side in pending), default=0.0)
     late = end - player.track.clock
     if late > 0:
-        _add_span(player.track, "gradient", "waiting for parameters or gradients", late)
+        _add_span(player.track, "gradient", WAITING, late)
         player.track.gradient_s += late
         player.track.clock = end
     del player.side[: len(pending)]
@@ -268,7 +286,7 @@ def _wait(wait: Wait, player: _Player) -> _Side | None:
 
 def _communicate(arrived: Mapping[int, Event], players: Mapping[int, _Player]) -> None:
     """A collective that all members stop for."""
-    start = max(max(players[head].track.clock, players[head].side_clock) for head in arrived)
+    start = max(players[head].track.clock for head in arrived)
     longest = max(arrived.values(), key=lambda event: event.bytes)
     for head, event in arrived.items():
         player = players[head]

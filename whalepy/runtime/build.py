@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,13 +194,33 @@ def _row_layouts(program: Program, decisions: Decisions) -> Mapping[int, Layout]
     return found
 
 
+_COPIES = ("aten.clone", "aten.contiguous")
+
+
 def fingerprint(program: Program) -> tuple[str, ...]:
-    """One line per operator; two ranks run the same program exactly if theirs are equal."""
+    """One line per operator; two ranks run the same program exactly if theirs are equal.
+
+    Copies that change nothing but the order in memory are left out: attention has another order on each kind of device,
+    so that a model on the meta device has copies where the same model on a CPU has none.
+    """
     scopes: dict[int, int] = {}
     lines: list[str] = []
-    for op, node, dims in zip(program.operators, program.nodes, program.dims, strict=True):
-        chain = [scopes.setdefault(scope, len(scopes)) for scope in op.scope]
+    source: dict[int, int] = {}
+    """Operators to the lines that stand for them."""
+    for i, (op, node, dims) in enumerate(zip(program.operators, program.nodes, program.dims, strict=True)):
+        operands = tuple((source[k], result) for k, result in op.operands)
+        if op.target in _COPIES and len(operands) == 1:
+            source[i] = operands[0][0]
+            continue
+        source[i] = len(lines)
+        chain = [scopes.setdefault(scope, len(scopes)) for scope in op.scope] if op.kind == "call" else []
         sizes = [[[str(program.axes.size(axis)) for axis in dim] for dim in value] for value in dims]
         constants = [a for a in node.args if isinstance(a, int | float | bool | str)]
-        lines.append(f"{op.name} {op.target} {op.operands} {sizes} {op.result_grad} {chain} {constants}")
+        lines.append(f"{op.name} {op.target} {operands} {sizes} {op.result_grad} {chain} {constants}")
     return tuple(lines)
+
+
+def identity(program: Program) -> str:
+    """What a plan knows its program by: the fingerprint without the names of operators, which count copies too."""
+    lines = [line.partition(" ")[2] for line in fingerprint(program)]
+    return hashlib.blake2b(repr(lines).encode(), digest_size=8).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from whalepy.program.analysis import Program
 from whalepy.program.axes import evaluate
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
 from whalepy.runtime.arguments import Arguments, leaf_shapes
-from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, fingerprint
+from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, fingerprint, identity
 from whalepy.runtime.extents import Grid
 from whalepy.runtime.groups import Group
 from whalepy.runtime.measured_cache import measured_here
@@ -177,7 +176,7 @@ def planned(
     given = choices.plan
     if speeds is None:
         speeds = spec.speeds() if given is None else given.speeds
-    own = hashlib.blake2b(repr(fingerprint(program)).encode(), digest_size=8).hexdigest()
+    own = identity(program)
     if given is not None and given.fingerprint != own:
         raise PlanError(
             "the plan belongs to another model, or to another annotation of this one",
