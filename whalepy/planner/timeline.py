@@ -12,7 +12,7 @@ from whalepy.planner.forecast import Span, SpanKind
 from whalepy.planner.work import Event, Part, Rehearsal, Stretch, Wait
 
 WAITING = "waiting for parameters or gradients"
-STEADY = 2
+STEADY = 4
 """Repeats of a stretch that are played; the others take as long as the last of these."""
 
 
