@@ -69,6 +69,7 @@ class _Side:
 
     event: Event
     asked_s: float
+    start_s: float = 0.0
     end_s: float | None = None
 
 
@@ -141,9 +142,10 @@ def _extend(player: _Player, before: _State, times: int, grows: int) -> None:
     later = times * (player.side_clock - side_clock)
     for side in player.side:
         if side.end_s is not None and side.end_s > track.clock:
-            side.end_s += max(later, longer)
+            taken = side.end_s - max(side.start_s, side.asked_s)
+            side.asked_s, side.end_s = side.asked_s + longer, max(side.end_s + later, side.asked_s + longer + taken)
     track.clock += longer
-    player.side_clock += later
+    player.side_clock = max([player.side_clock + later, *(side.end_s or 0.0 for side in player.side)])
     for name, was in zip(_FIGURES, figures, strict=True):
         setattr(track, name, getattr(track, name) + times * (getattr(track, name) - was))
 
@@ -261,7 +263,7 @@ def _start(asked: Mapping[int, _Side], players: Mapping[int, _Player]) -> None:
     route = players[head].classes.routes[head, first.event.level]
     seconds = route.seconds(first.event.collective, max(one.event.bytes for one in asked.values()))
     for head, one in asked.items():
-        one.end_s = start + seconds
+        one.start_s, one.end_s = start, start + seconds
         players[head].side_clock = one.end_s
         players[head].track.gradient_total_s += seconds
         if seconds:
