@@ -31,12 +31,12 @@ def equal_rows(total: int, replicas: int) -> tuple[int, ...]:
 
 
 def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
-    """Rows per replica with the earliest end under the memory of every device; where none fit, as memory allows."""
+    """Rows per replica with the earliest end, with room in the memory of every device; without where that cannot be."""
     replicas = candidate.replicas
     if replicas == 1:
         return (total,)
     curves = curves_of(candidate, total)
-    for limit in (1.0, float("inf")):
+    for limit in (TIGHT, 1.0, float("inf")):
         most = [filled.most_rows(limit, total) for _, filled in curves]
         rows = balance(total, [seconds for seconds, _ in curves], most)
         if rows is not None:

@@ -50,6 +50,9 @@ BOUND_BY_MEMORY = ("normalise", "batch norm")
 # 25 GB/s, two to most neighbours (P100: 20 GB/s, one); AMD Instinct MI300X data sheet, 64 GB/s to each of seven.
 _PAIRS = {"V100-SXM": 50e9, "P100-SXM": 20e9, "MI300X": 64e9, "MI325X": 64e9, "MI250X": 50e9}
 
+# Source: stas00/ml-engineering, compute/accelerator/README.md: the best shapes reach 87 % on A100.
+_BEST_FRACTION = 0.9
+
 # A rate this much above that of float32 is taken to be that of matrix units.
 _UNITS_GAIN = 1.5
 
@@ -132,7 +135,7 @@ class DeviceProfile:
         if apart is None and taken is not None and self._has_units(dtype):
             apart = default_curve(self.rate(dtype), taken, self._taken.fill_s)
         fraction = fraction_at(apart, flops) if apart else self.product_fraction(flops, dtype)
-        return flops / (self.rate(dtype) * fraction * self.scale)
+        return flops / (self.rate(dtype) * self._scaled(fraction))
 
     def memory_seconds(self, nbytes: float, kind: str = "") -> float:
         """Seconds of one kernel that reads and writes `nbytes` bytes in all, the launch aside."""
@@ -143,7 +146,7 @@ class DeviceProfile:
         if apart is None and taken is not None:
             apart = default_curve(self.memory_bandwidth, taken, self._taken.fill_s)
         fraction = fraction_at(apart, nbytes) if apart else self.memory_fraction(nbytes)
-        return nbytes / (self.memory_bandwidth * fraction * self.scale)
+        return nbytes / (self.memory_bandwidth * self._scaled(fraction))
 
     @property
     def launch_seconds(self) -> float:
@@ -167,6 +170,10 @@ class DeviceProfile:
         taken = self._taken
         fraction = taken.product_fraction if self._has_units(dtype) else taken.vector_fraction
         return default_curve(self.rate(dtype), fraction, taken.fill_s)
+
+    def _scaled(self, fraction: float) -> float:
+        """A fraction of a peak with the scale of the type, which lifts none above what the best kernels reach."""
+        return min(fraction * self.scale, max(fraction, _BEST_FRACTION))
 
     def _has_units(self, dtype: str) -> bool:
         """Whether matrix units compute in it."""
