@@ -51,9 +51,40 @@ def answer(
         strategy = levels_of(len(part.devices), 1), f"{name} alone", ""
         savings, count = best.candidate.savings, best.candidate.microbatches
         others += with_shares(study, part, strategy, replace(options, shares=None), count, savings)
+    ways = _ways_out(study, cluster, wanted, options, own, progress) if best.verdict == "no" else ()
     baseline = _equal(study, best, own)
     ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
-    return _forecast(study, best, baseline, ranked, subject), best
+    return _forecast(study, best, baseline, ranked, subject, ways), best
+
+
+def _ways_out(
+    study: Study,
+    cluster: ClusterSpec,
+    wanted: Sequence[Strategy],
+    options: Options,
+    tried: Sequence[Tried],
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Flags that make it fit, cheapest first: other savings and microbatches than those that were forced, then less."""
+    free = replace(options, zero=None, recompute=None, microbatches=None)
+    found: list[Tried] = []
+    if free != options:
+        found = [one for strategy in wanted for one in _without_savings(study, cluster, strategy, free, progress)]
+        if all(one.verdict == "no" for one in found):
+            found = with_savings(study, cluster, wanted, free, progress)
+    fits = sorted((one for one in found if one.verdict != "no" and one.flags), key=lambda one: one.order)
+    ranked = sorted(tried, key=lambda one: one.order)
+    less = ways_out(ranked, shares_forced=options.shares is not None)
+    return (*(_complete(one) for one in fits[:1]), *less)
+
+
+def _complete(tried: Tried) -> str:
+    """The flags of a plan with those that undo what was forced."""
+    savings, count = tried.candidate.savings, tried.candidate.microbatches
+    missing = [f"--zero {savings.zero}"] if not savings.zero else []
+    missing += ["--recompute none"] if savings.recompute == "none" else []
+    missing += ["--microbatches 1"] if count == 1 else []
+    return " ".join([tried.flags, *missing])
 
 
 def _without_savings(
@@ -97,7 +128,9 @@ def saved(best: Tried, study: Study) -> Plan:
     return replace(candidate.again([weight / max(weights) for weight in weights]), annotation=levels)
 
 
-def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried], subject: Subject) -> Forecast:
+def _forecast(
+    study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried], subject: Subject, ways: tuple[str, ...]
+) -> Forecast:
     played, added = best.played, adds(best)
     bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
     return Forecast(
@@ -122,10 +155,15 @@ def _forecast(study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried
         modules=modules_of(best),
         largest_batch=largest_batch(best),
         longest_sequence=longest_sequence(best, subject.tokens),
-        ways_out=ways_out(ranked) if best.verdict == "no" else (),
+        ways_out=ways,
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,
+        fidelity=FIDELITY if best.candidate.cluster.figures == "data sheet" and _has_gpus(best) else "",
     )
+
+
+FIDELITY = "step times off by 10 % (mean), 57 % (worst) on 125 published runs, as of 2026-11-21"
+"""Source: benchmarks/results/2026-11-21-fidelity.json; of devices whose figures are those of data sheets."""
 
 
 def _assumptions(best: Tried) -> tuple[str, ...]:
@@ -139,6 +177,10 @@ def _assumptions(best: Tried) -> tuple[str, ...]:
     if candidate.savings.recompute != "none":
         found.append(f"recompute {candidate.savings.recompute}: {RECOMPUTE[candidate.savings.recompute]}")
     return tuple(found)
+
+
+def _has_gpus(best: Tried) -> bool:
+    return all(device.profile.vendor != "CPU" for device in best.candidate.cluster.devices)
 
 
 def _mfu(best: Tried) -> float:

@@ -92,14 +92,23 @@ def _positions(model: nn.Module) -> int | None:
     return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
-def ways_out(tried: Sequence[Tried]) -> tuple[str, ...]:
+def ways_out(tried: Sequence[Tried], *, shares_forced: bool) -> tuple[str, ...]:
     """Flags that make the model fit where nothing does: plain descent, then a smaller batch."""
     found = [f"{plan.flags} --optimizer sgd".strip() for plan in tried if _fits_without_state(plan)][:1]
-    batches = [(largest_batch(plan), plan) for plan in tried[:3]]
+    batches = [(_batch_of_equal(plan) if shares_forced else largest_batch(plan), plan) for plan in tried[:3]]
     most, plan = max(batches, key=lambda pair: pair[0])
-    if most > 0:
-        found.append(" ".join(filter(None, (plan.flags.split(" --shares")[0], f"--batch-size {most}"))))
+    if most >= plan.candidate.replicas:
+        kept = re.sub(r" --shares \S+", " --shares equal" if shares_forced else "", plan.flags)
+        count = plan.candidate.microbatches
+        kept = kept if count * plan.candidate.replicas <= most else re.sub(r" --microbatches \d+", "", kept)
+        found.append(f"{kept} --batch-size {most}".strip())
     return tuple(found)
+
+
+def _batch_of_equal(plan: Tried) -> int:
+    """The largest batch with equal shares."""
+    curves = curves_of(plan.candidate, sum(plan.rows))
+    return plan.candidate.replicas * min(filled.most_rows(1.0, _MOST_ROWS) for _, filled in curves)
 
 
 def _fits_without_state(plan: Tried) -> bool:

@@ -83,7 +83,9 @@ def with_shares(
         shares = _written(rows)
         parts = [name, f"shares {shares}" if len(rows) > 1 else "", *savings.words]
         parts.append(f"{microbatches} microbatches" if microbatches > 1 else "")
-        force = [flags, f"--shares {':'.join(map(str, rows))}" if len(rows) > 1 else "", *savings.flags]
+        equal = rows == equal_rows(study.rows, candidate.replicas)
+        forced = "equal" if equal else ":".join(map(str, rows))
+        force = [flags, f"--shares {forced}" if len(rows) > 1 else "", *savings.flags]
         force.append(f"--microbatches {microbatches}" if microbatches > 1 else "")
         text = " ".join(filter(None, force)) if flags else ""
         found.append(Tried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows)))

@@ -28,6 +28,8 @@ def strategies(
     devices = len(cluster.devices)
     pairs = [(devices // s, s) for s in range(1, devices + 1) if devices % s == 0]
     wanted = [(r, s) for r, s in pairs if options.replicate in (None, r) and options.split in (None, s)]
+    if isinstance(options.shares, tuple):  # one per replica
+        wanted = [(r, s) for r, s in wanted if r == len(options.shares)] or wanted
     if not wanted:
         asked = " x ".join(str(d) for d in (options.replicate, options.split) if d)
         raise PlanError(
