@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,21 @@ class Model(nn.Module):
 
 def factory():
     return Model(), {"x": torch.randn(16, 64), "labels": torch.zeros(16, dtype=torch.long)}
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(1024, 1024) for _ in range(24))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x)).exp().log1p()
+        return x.pow(2).mean()
+
+
+def deep():
+    return Deep(), {"x": torch.empty(16384, 1024)}
+
 
 def huge():
     return Model(20000), {"x": torch.randn(16, 20000), "labels": torch.zeros(16, dtype=torch.long)}
@@ -94,6 +110,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "two.yaml").write_text("nodes: [{devices: [{type: T4, count: 2}]}, {devices: [{type: T4, count: 2}]}]")
     (folder / "minus.yaml").write_text("nodes: [{devices: [{type: T4, count: -2}]}]")
     (folder / "slow.yaml").write_text("nodes: [{devices: [{type: T4, count: 2}], link: {bandwidth: 0}}]")
+    (folder / "small.yaml").write_text("nodes: [{devices: [{type: T4, count: 2, memory_gib: 3.5}]}]")
     (folder / "cut.json").write_text('{"model_type": ')
     for name, content in CONFIGS.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -142,6 +159,18 @@ def test_nothing_fits(place: Path, run: Callable[..., Done]) -> None:
     assert done.returncode == 3, done.stderr
     told = json.loads((place / "f.json").read_text())
     assert told["verdict"] == "no" and told["step_time_s"] > 0
+
+
+@pytest.mark.parametrize("forced", [(), ("--zero", "0", "--recompute", "none"), ("--microbatches", "1")])
+def test_what_would_fit_does(place: Path, run: Callable[..., Done], forced: tuple[str, ...]) -> None:
+    """The first way out, pasted behind the command, fits."""
+    command = ("train.py:deep", "--cluster", "small.yaml", *forced, "--json", "f.json")
+    done = run(*command)
+    if done.returncode == 3:
+        way = json.loads((place / "f.json").read_text())["ways_out"][0]
+        done = run(*command, *shlex.split(way))
+    assert done.returncode == 0, done.stdout
+    assert forced == () or "not runnable" not in done.stdout or "zero" in done.stdout or "recompute" in done.stdout
 
 
 def test_forced_degrees_stay_forced(place: Path, run: Callable[..., Done]) -> None:
