@@ -5,9 +5,10 @@
 Every row of `benchmarks/published/` whose configuration the dry run can express is forecast with the settings its
 publisher states; nothing is fitted to a row. The fractions of their peaks that devices reach (hardware/efficiency.py)
 were set on the first, third, fifth ... timed row of each table: "held out" are the others. The scales of types
-(hardware/scales.csv, left out with `--sheet`) were set on all rows of BERT and language models of these types. A ratio is predicted over published, of step times and of
-memory; the rank correlation (Spearman) is of the quantity as published. Rows that were published as out of memory must
-not be called `fits`, rows that ran not `no`.
+(hardware/scales.csv, left out with `--sheet`) were set on all rows of BERT and language models of these types.
+
+A ratio is predicted over published, of step times and of memory; the rank correlation (Spearman) is of the quantity as
+published. Rows that were published as out of memory must not be called `fits`, rows that ran not `no`.
 """
 
 from __future__ import annotations
