@@ -78,12 +78,18 @@ def _scaled(value: float, units: Sequence[tuple[str, float]]) -> str:
 
 
 def ranks(numbers: Iterable[int]) -> str:
-    """`0, 1, 4-7`: runs of three and more are written with their ends."""
+    """`0, 1, 4-7`: runs of three and more are written with their ends; of many runs the first few and the count."""
     parts: list[str] = []
-    for _, run in itertools.groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+    ordered = sorted(numbers)
+    for _, run in itertools.groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0]):
         found = [number for _, number in run]
         parts += [f"{found[0]}-{found[-1]}"] if len(found) > 2 else map(str, found)
+    if len(parts) > _MOST_RUNS:
+        return f"{', '.join(parts[:2])}, ... ({len(ordered)})"
     return ", ".join(parts)
+
+
+_MOST_RUNS = 6
 
 
 def shares(values: Sequence[float]) -> str:
