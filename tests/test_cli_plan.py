@@ -234,7 +234,7 @@ MISTAKES = {
     "no microbatch": (option("--microbatches", "0"), "--microbatches must be at least 1"),
     "shares": (option("--shares", "3:x"), "is not a list of shares"),
     "a negative share": (option("--shares", "3:-1"), "is not a weight"),
-    "too few shares": (option("--shares", "3:1"), "2 shares for 4 replicas"),
+    "too few shares": (option("--shares", "3:1:1"), "3 shares for 4 replicas"),
     "a precision": (option("--precision", "fp12"), "--precision fp12 is not known"),
     "bfloat16": (option("--precision", "bf16"), "has no bfloat16 units"),
     "bfloat16 on a gaming card": (
