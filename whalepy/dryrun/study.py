@@ -121,7 +121,7 @@ class Study:
         """
         run = min(microbatches, _MICROBATCHES_RUN)
         named = None if levels is None else tuple((level.kind, level.degree) for level in levels)
-        key = named, id(cluster), tuple(speeds), run, None if orders is None else tuple(orders.items())
+        key = named, cluster, tuple(speeds), run, None if orders is None else tuple(orders.items())
         if key not in self.cuts:
             program = self.program if levels is None else _within(self.program, levels)
             places = tuple(range(len(cluster.devices)))
