@@ -7,8 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from whalepy.errors import VerificationError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.cost import LINK_EFFICIENCY, DeviceCost, Network, Route
+from whalepy.planner.forecast import REPORT
 from whalepy.planner.timeline import Played, play
 from whalepy.planner.work import Event, Part, Phase, Rehearsal, Stretch, Wait
 
@@ -141,6 +143,14 @@ def test_spans_of_a_lane_follow_one_another_and_fill_the_step(repeats: int) -> N
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(track.spans))
     assert sum(span.end_s - span.start_s for span in track.spans) == pytest.approx(track.clock)
     assert len(track.spans) < 1000
+
+
+def test_ranks_that_repeat_different_parts_are_a_mistake_of_the_planner() -> None:
+    stretches = [work(Stretch((product(1e9),), repeats)) for repeats in (2, 3)]
+    with pytest.raises(
+        VerificationError, match="ranks repeat different parts of the step\n  fix: this is a mistake in"
+    ):
+        played(PAIR, (2,), stretches)
 
 
 # -- routes

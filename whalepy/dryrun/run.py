@@ -92,21 +92,28 @@ def _answered(
     progress: Callable[[str], None],
 ) -> tuple[Forecast, Tried, Study | None]:
     """The forecast, the plan behind it, and the study of the model if that is of the whole model."""
-    for fold in (True, False):
-        with folded(recipe.model, fold=fold) as blocks:
-            progress("capturing the model")
-            try:
-                study = _study(recipe, example, request, blocks)
-            except Exception:
-                if not blocks.folds:
-                    raise
-                continue  # it counts its blocks: take it whole
-            if not blocks.stand_for_all(study.program.nodes):
-                continue
-            subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
-            forecast, best = answer(study, recipe.model, cluster, options, subject, progress)
-            return forecast, best, None if blocks.folds else study
-    raise AssertionError("a whole model has no folds")
+
+    def of(study: Study) -> tuple[Forecast, Tried]:
+        subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
+        return answer(study, recipe.model, cluster, options, subject, progress)
+
+    progress("capturing the model")
+    with folded(recipe.model) as blocks:
+        study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
+        if study is not None:
+            return (*of(study), None)
+    with folded(recipe.model, fold=False) as blocks:
+        study = _study(recipe, example, request, blocks)
+        return (*of(study), study)
+
+
+def _folded_study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> Study | None:
+    """The study of a model without most of its blocks; None for one that counts them, or takes them in its own way."""
+    try:
+        study = _study(recipe, example, request, blocks)
+    except Exception:
+        return None
+    return study if blocks.stand_for_all(study.program.nodes) else None
 
 
 def _study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> Study:

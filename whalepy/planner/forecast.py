@@ -9,6 +9,9 @@ from typing import Literal
 Verdict = Literal["fits", "tight", "no"]
 SpanKind = Literal["forward", "backward", "bridge", "gradient", "optimizer"]
 
+REPORT = "this is a mistake in whalepy's planner: please report it with the command that you ran"
+"""The fix of an error that no user can cause."""
+
 
 @dataclass(frozen=True)
 class Held:

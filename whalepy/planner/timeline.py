@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 
+from whalepy.errors import VerificationError
 from whalepy.planner.alike import Classes, classes
 from whalepy.planner.cost import DeviceCost, Network
-from whalepy.planner.forecast import Span, SpanKind
+from whalepy.planner.forecast import REPORT, Span, SpanKind
 from whalepy.planner.work import Event, Part, Rehearsal, Stretch, Wait
 
 WAITING = "waiting for parameters or gradients"
@@ -95,14 +96,19 @@ def _play(parts: Mapping[int, Sequence[Part]], players: Mapping[int, _Player]) -
     """Rows run together; a stretch is played a few times, and the rest of its time is added."""
     each = {head: [list(rows) for _, rows in groupby(own, lambda part: isinstance(part, Stretch))]
             for head, own in parts.items()}  # fmt: skip
-    lengths = {tuple(isinstance(rows[0], Stretch) for rows in own) for own in each.values()}
-    assert len(lengths) == 1, "ranks run one program"
-    for k, repeated in enumerate(lengths.pop()):
+    forms = {tuple(map(_repeats, own)) for own in each.values()}
+    if len(forms) > 1:
+        raise VerificationError("ranks repeat different parts of the step", fix=REPORT)
+    for k, repeated in enumerate(forms.pop()):
         if not repeated:
             _run({head: own[k] for head, own in each.items()}, players)  # type: ignore[arg-type]
             continue
         for stretches in zip(*(own[k] for own in each.values()), strict=True):
             _repeat(dict(zip(each, stretches, strict=True)), players)  # type: ignore[arg-type]
+
+
+def _repeats(parts: Sequence[Part]) -> tuple[int, ...]:
+    return tuple(part.repeats for part in parts if isinstance(part, Stretch))
 
 
 def _repeat(stretches: Mapping[int, Stretch], players: Mapping[int, _Player]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from whalepy.errors import PlanError
-from whalepy.planner.forecast import Forecast
+from whalepy.planner.forecast import REPORT, Forecast
 
 T = TypeVar("T")
 REPLACEMENT = "?"
@@ -18,17 +18,14 @@ def check(forecast: Forecast) -> None:
     """Raises PlanError for a figure that is not a finite number, a step of no time, or a rank that does not exist."""
     for path, value in _figures(forecast, "forecast"):
         if not math.isfinite(value):
-            raise PlanError(f"{path} is {value}, not a finite number", fix=_REPORT)
+            raise PlanError(f"{path} is {value}, not a finite number", fix=REPORT)
     for name in ("step_time_s", "equal_shares_step_time_s"):
         if getattr(forecast, name) <= 0:
-            raise PlanError(f"forecast.{name} is {getattr(forecast, name)}: a step takes time", fix=_REPORT)
+            raise PlanError(f"forecast.{name} is {getattr(forecast, name)}: a step takes time", fix=REPORT)
     known = {device.rank for device in forecast.devices}
     for name in ("bottleneck", "tightest"):
         if getattr(forecast, name) not in known:
-            raise PlanError(f"forecast.{name} is {getattr(forecast, name)}, which is no rank", fix=_REPORT)
-
-
-_REPORT = "this is a mistake in whalepy's planner: please report it with the command that you ran"
+            raise PlanError(f"forecast.{name} is {getattr(forecast, name)}, which is no rank", fix=REPORT)
 
 
 def _figures(value: Any, path: str) -> Iterator[tuple[str, float]]:
