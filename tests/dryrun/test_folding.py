@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import whalepy
 from tests.dryrun.studies import EXACT, LENGTH, ROWS, VOCABULARY, WIDTH, Block, Case, Chain, cards, chain
 from tests.dryrun.studies import folded_and_whole as both
-from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.blocks import Blocks, folded, module_of
 from whalepy.dryrun.strategies import levels_of
 from whalepy.dryrun.study import Savings, Study
 from whalepy.hardware.cluster import ClusterSpec
@@ -238,3 +239,30 @@ def test_blocks_stand_for_all_where_all_run_in_order(way: str) -> None:
     with folded(model) as blocks:
         study = Study.of(Recipe(model), _tokens(), "sgd", blocks)
         assert blocks.folds and blocks.stand_for_all(study.program.nodes) == (way == "all")
+
+
+class Wrapped(nn.Module):
+    """Keeps its blocks under the name that captures give the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = chain(6)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids)
+
+
+def test_a_module_called_model_is_taken_for_itself() -> None:
+    model = Wrapped()
+    with folded(model) as blocks:
+        study = Study.of(Recipe(model), _tokens(), "sgd", blocks)
+        assert blocks.paths == tuple(f"model.blocks.{k}" for k in range(3)) and blocks.folds
+        found = {module_of(node) for node in study.program.nodes if node.op == "call_function"}
+        assert {blocks.of(path) for path in found if path is not None} == {-1, 0, 1, 2}
+        assert "model.blocks.2.mix" in found and "model" in found
+
+
+def test_operators_of_the_model_itself_lie_in_no_block() -> None:
+    blocks = Blocks(("model",))
+    node = SimpleNamespace(meta={"nn_module_stack": {"0": ("model", nn.Module)}})
+    assert module_of(node) == "" and blocks.of(module_of(node) or "") == -1  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from whalepy.dryrun.blocks import module_of
 from whalepy.dryrun.shares import curves_of
 from whalepy.dryrun.tried import Tried
 from whalepy.planner.balance import balance
@@ -135,9 +136,7 @@ def modules_of(best: Tried) -> tuple[ModulePart, ...]:
                 whole = prod(hint(program.axes.size(axis), program.hints) for axis in program.dims[i][0][dim])
                 splits[_folded(name.rpartition(".")[0])][_folded(name), dim] = (_folded(name), whole, shares)
         elif op.kind == "call":
-            stack = program.nodes[i].meta.get("nn_module_stack") or {}
-            inner = list(stack.values())[-1][0] if stack else ""
-            inner = inner.removeprefix("model.") if inner != "model" else ""
+            inner = module_of(program.nodes[i]) or ""
             for path in _with_parents(inner):
                 flops[_folded(path)] += float(op.flops) * blocks.repeats(inner)
                 members[_folded(path)].add(path)

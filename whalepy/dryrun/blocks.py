@@ -44,9 +44,9 @@ class Blocks:
         """
         calls: dict[int, list[Any]] = {}
         for node in nodes:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            if node.op == "call_function" and stack:
-                calls.setdefault(self.of(str(stack[-1][0]).removeprefix("model.")), []).append(node.target)
+            path = module_of(node)
+            if node.op == "call_function" and path is not None:
+                calls.setdefault(self.of(path), []).append(node.target)
         order = [block for block in calls if block >= 0]  # by their first operators
         return all(
             order.index(a) < order.index(b) and calls[a] == calls[b]
@@ -59,6 +59,15 @@ class Blocks:
 
 
 NO_BLOCKS = Blocks()
+
+
+def module_of(node: fx.Node) -> str | None:
+    """The path, within the user's model, of the module that an operator runs in; None where the capture is silent."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return None
+    path = str(stack[-1][0])  # the captured module holds the user's as `model`
+    return "" if path == "model" else path.removeprefix("model.")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.blocks import NO_BLOCKS, Blocks
+from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, module_of
 from whalepy.dryrun.counting import Counter, mark
 from whalepy.dryrun.gathered import Gathered
 from whalepy.dryrun.recompute import Recompute, attention_of, with_regions
@@ -249,7 +249,8 @@ def _named(
             continue
         name = str(node.meta.get("where") or node.name)
         value = rewritten.values.get(before.name)
-        block = None if value is None else _block_of(program.nodes[value[0]], rehearsed.blocks)
+        path = None if value is None else module_of(program.nodes[value[0]])
+        block = None if path is None else rehearsed.blocks.of(path)
         quadratic = value is not None and _is_quadratic(program, value)
         if block is not None:
             block_of[node] = block
@@ -263,15 +264,6 @@ def _named(
         block_of = attention_of(block_of, quadratics)
     copied = fx.GraphModule(module, graph)
     return copied if rehearsed.recompute == "none" else with_regions(copied, block_of, rehearsed.recompute, counter)
-
-
-def _block_of(node: fx.Node, blocks: Blocks) -> int | None:
-    """The block of an operator of the model; None where the capture does not say."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return None
-    path = str(stack[-1][0])
-    return blocks.of(path.removeprefix("model.") if path != "model" else "")
 
 
 def _is_quadratic(program: Program, value: tuple[int, int]) -> bool:
