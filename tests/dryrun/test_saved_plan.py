@@ -48,7 +48,7 @@ def trained(folder: str, name: str) -> tuple[float, float, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("degrees", [{"replicate": 2}, {"split": 2}, {"replicate": 2, "microbatches": 3}])
-def test_a_saved_plan_trains(workers: Pool, tmp_path: Path, degrees: dict[str, int]) -> None:
+def test_a_saved_plan_trains(workers: Pool, tmp_path: Path, degrees: dict[str, Any]) -> None:
     (tmp_path / "train.py").write_text(FACTORY)
     forecast, plan = run(Request(f"{tmp_path}/train.py:factory", CLUSTER, **degrees), lambda _: None)
     assert plan is not None and plan.microbatches == degrees.get("microbatches", 1)
