@@ -27,8 +27,11 @@ class DeviceCost:
     def seconds(self, event: Event) -> float:
         """Seconds of one operator: its products, its bytes or the host that issues it, whichever take longest.
 
-        The figures are those of the device's profile: measured, else what is taken for its vendor.
+        The figures are those of the device's profile: measured, else what is taken for its vendor. An operator whose
+        seconds were measured takes these.
         """
+        if event.seconds is not None:
+            return event.seconds / self.device.speed
         key = event.flops, event.bytes, event.dtype, event.kind
         if key not in self.known:
             profile, speed = self.device.profile, self.device.speed

@@ -253,4 +253,5 @@ def _closing(
 
 
 def _scaled(event: Event, by: float) -> Event:
-    return replace(event, bytes=round(event.bytes * by))
+    seconds = None if event.seconds is None else event.seconds * by
+    return replace(event, bytes=round(event.bytes * by), seconds=seconds)

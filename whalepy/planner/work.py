@@ -36,6 +36,8 @@ class Event:
     """What profiles measure apart: convolution, attention (each also "backward"), normalise, batch norm; else empty."""
     beside: bool = False
     """Whether a collective runs beside the operators that follow it, until a `Wait`."""
+    seconds: float | None = None
+    """As measured on this rank's type of device; None: as its FLOPs and bytes say."""
 
 
 @dataclass(frozen=True)
