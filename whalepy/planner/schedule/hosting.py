@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from whalepy.errors import PlanError
-from whalepy.planner.schedule.actions import Action, Op
+from whalepy.planner.schedule.actions import SENDS, Action, Op
 
 Hosts = tuple[tuple[int, ...], ...]
 """Stages of each group, in order; groups in order of their first stage."""
@@ -49,6 +49,19 @@ def checked_hosts(hosts: Sequence[Sequence[int]]) -> Hosts:
 def group_of(hosts: Hosts) -> dict[int, int]:
     """The group of each stage."""
     return {stage: group for group, stages in enumerate(hosts) for stage in stages}
+
+
+Link = tuple[int, int, int, int]
+"""The way of a message: two groups, or two stages of one group. Its messages arrive in the order of the sends."""
+
+
+def link(message: Action, groups: Mapping[int, int]) -> Link:
+    """The way of a send or of a receive."""
+    peer = message.stage if message.peer is None else message.peer
+    source, target = (message.stage, peer) if message.op in SENDS else (peer, message.stage)
+    if groups[source] == groups[target]:
+        return groups[source], groups[target], source, target
+    return groups[source], groups[target], -1, -1
 
 
 def blocks_of(hosts: Hosts) -> tuple[Block, ...]:
