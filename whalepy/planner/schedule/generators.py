@@ -7,10 +7,10 @@ to a later stage, so whatever the crossings are, what crosses has been computed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, pairwise
+from itertools import accumulate, chain, count, pairwise
 
 from whalepy.errors import PlanError
-from whalepy.planner.schedule.actions import Schedule
+from whalepy.planner.schedule.actions import Op, Schedule
 from whalepy.planner.schedule.hosting import Block, BlockAction, blocks_of, checked_hosts, of_group, spread
 from whalepy.planner.schedule.listing import completes, listed
 
@@ -52,24 +52,21 @@ def _one_by_one(block: int, ahead: int, microbatches: int) -> Order:
 
 
 def interleaved(hosts: Sequence[Sequence[int]], microbatches: int) -> Schedule:
-    """1F1B over several blocks per group: rounds of as many microbatches as groups go through block after block.
+    """1F1B over several blocks per group: rounds of at least as many microbatches as groups, block after block.
 
-    Of G groups, group g with v blocks starts with 2 (G - g - 1) + (v - 1) G forwards; where the last round is
-    not full or groups host unlike numbers of blocks, with as many more as it takes that no group waits for ever.
-    Source: Narayanan et al., Megatron-LM (2021), section 2.2.2.
+    There are as many rounds as are full with one microbatch per group, as equal as they come, larger ones first. Of G
+    groups, group g with v blocks starts with 2 (G - g - 1) + (v - 1) R forwards, where R is the size of the first
+    round; where groups host unlike numbers of blocks, with as many more as it takes that no group waits for ever.
+    Source: Narayanan et al., Megatron-LM (2021), section 2.2.2, for rounds of G.
     """
     blocks, groups = _blocks(hosts, microbatches)
     if len(blocks) == len(groups):
         return one_f_one_b(hosts, microbatches)
-    size = min(len(groups), microbatches)
-    ahead = [2 * (len(groups) - g - 1) + (len(own) - 1) * size for g, own in enumerate(groups)]
+    ends = _rounds(microbatches, len(groups))
+    ahead = [2 * (len(groups) - g - 1) + (len(own) - 1) * ends[0] for g, own in enumerate(groups)]
     for more in count():
         orders = [
-            _alternating(
-                _in_rounds(own, "F", microbatches, size),
-                _in_rounds(own[::-1], "B", microbatches, size),
-                ahead[g] + more,
-            )
+            _alternating(_in_rounds(own, "F", ends), _in_rounds(own[::-1], "B", ends), ahead[g] + more)
             for g, own in enumerate(groups)
         ]
         if completes(orders, blocks):
@@ -78,20 +75,36 @@ def interleaved(hosts: Sequence[Sequence[int]], microbatches: int) -> Schedule:
 
 
 def zero_bubble(hosts: Sequence[Sequence[int]], microbatches: int) -> Schedule:
-    """1F1B whose weight gradients wait for a moment when nothing else is ready.
+    """1F1B whose backward is in two parts: the weight gradients of stage i come i microbatches behind.
 
-    No stage holds more microbatches than the first one holds under 1F1B, min(M, S).
+    No stage holds more microbatches than the first one holds under 1F1B, min(M, S). With several blocks on a group it
+    does what is ready, weight gradients last, and no block holds more than that.
     Source: Qi et al., Zero Bubble Pipeline Parallelism (2023), section 2.2, ZB-H1.
     """
-    blocks, _ = _blocks(hosts, microbatches)
-    return _spread(listed(blocks, microbatches, deferred=True), blocks)
+    blocks, groups = _blocks(hosts, microbatches)
+    if len(blocks) > len(groups):
+        return _spread(listed(blocks, microbatches, deferred=True), blocks)
+    ahead = [min(microbatches, len(blocks) - index) for index in range(len(blocks))]
+    return _spread([list(_weights_behind(index, ahead[index], microbatches)) for index in range(len(blocks))], blocks)
+
+
+def _weights_behind(block: int, ahead: int, microbatches: int) -> Iterator[BlockAction]:
+    """The forwards ahead, then turns of inputs, of weights `block` microbatches before, and of one more forward."""
+    yield from (BlockAction(block, "F", m) for m in range(ahead))
+    for microbatch in range(microbatches):
+        yield BlockAction(block, "I", microbatch)
+        if microbatch >= block:
+            yield BlockAction(block, "W", microbatch - block)
+        if microbatch + ahead < microbatches:
+            yield BlockAction(block, "F", microbatch + ahead)
+    yield from (BlockAction(block, "W", m) for m in range(max(microbatches - block, 0), microbatches))
 
 
 def forward_only(hosts: Sequence[Sequence[int]], microbatches: int) -> Schedule:
     """The forwards alone, for an evaluation; several blocks on a group go in rounds."""
     blocks, groups = _blocks(hosts, microbatches)
-    size = min(len(groups), microbatches)
-    return _spread([_in_rounds(own, "F", microbatches, size) for own in groups], blocks)
+    ends = _rounds(microbatches, len(groups))
+    return _spread([_in_rounds(own, "F", ends) for own in groups], blocks)
 
 
 def _alternating(forwards: Order, backwards: Order, ahead: int) -> Order:
@@ -101,16 +114,16 @@ def _alternating(forwards: Order, backwards: Order, ahead: int) -> Order:
     return [*forwards[:ahead], *turns, *backwards[len(forwards) - ahead :]]
 
 
-def _in_rounds(own: Sequence[int], op: str, microbatches: int, size: int) -> Order:
-    return list(_rounds(own, op, microbatches, size))
+def _rounds(microbatches: int, groups: int) -> tuple[int, ...]:
+    """Where each round ends: M // G of them, at least one, as equal as they come, larger ones first."""
+    rounds = max(1, microbatches // groups)
+    least, larger = divmod(microbatches, rounds)
+    return tuple(accumulate(least + (index < larger) for index in range(rounds)))
 
 
-def _rounds(own: Sequence[int], op: str, microbatches: int, size: int) -> Iterator[BlockAction]:
-    starts = [*range(0, microbatches, size), microbatches]
-    for first, end in pairwise(starts):
-        for block in own:
-            for microbatch in range(first, end):
-                yield BlockAction(block, "F" if op == "F" else "B", microbatch)
+def _in_rounds(own: Sequence[int], op: Op, ends: Sequence[int]) -> Order:
+    rounds = list(pairwise((0, *ends)))
+    return [BlockAction(block, op, m) for first, end in rounds for block in own for m in range(first, end)]
 
 
 def _blocks(hosts: Sequence[Sequence[int]], microbatches: int) -> tuple[tuple[Block, ...], list[list[int]]]:

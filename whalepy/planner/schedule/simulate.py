@@ -139,10 +139,9 @@ class _Played:
         own, awake = self.actions[group], list[int]()
         while self.at[group] < len(own):
             action, needs = own[self.at[group]], self.needs[group][self.at[group]]
-            if action.op in SENDS | RECEIVES:
-                if action not in self.came:
-                    self.came[action] = self.clock[group]
-                    awake += self._transmit(action)
+            if action.op in SENDS | RECEIVES and action not in self.came:
+                self.came[action] = self.clock[group]
+                awake += self._transmit(action)
             late = next((send for send in needs if send not in self.spans), None)
             if late is not None:
                 self.asleep[late] = group
