@@ -16,7 +16,7 @@ REPLACEMENT = "?"
 
 def check(forecast: Forecast) -> None:
     """Raises PlanError for a figure that is not a finite number, a step of no time, or a rank that does not exist."""
-    for path, value in _figures(forecast, "forecast"):
+    for path, value in _figures(forecast, "forecast", set()):
         if not math.isfinite(value):
             raise PlanError(f"{path} is {value}, not a finite number", fix=REPORT)
     for name in ("step_time_s", "equal_shares_step_time_s"):
@@ -28,15 +28,17 @@ def check(forecast: Forecast) -> None:
             raise PlanError(f"forecast.{name} is {getattr(forecast, name)}, which is no rank", fix=REPORT)
 
 
-def _figures(value: Any, path: str) -> Iterator[tuple[str, float]]:
+def _figures(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, float]]:
+    """What many devices have in common, such as their course over the step, only once."""
     if isinstance(value, float):
         yield path, value
     elif is_dataclass(value):
         for field in fields(value):
-            yield from _figures(getattr(value, field.name), f"{path}.{field.name}")
-    elif isinstance(value, tuple):
+            yield from _figures(getattr(value, field.name), f"{path}.{field.name}", seen)
+    elif isinstance(value, tuple) and id(value) not in seen:
+        seen.add(id(value))
         for index, item in enumerate(value):
-            yield from _figures(item, f"{path}[{index}]")
+            yield from _figures(item, f"{path}[{index}]", seen)
 
 
 def printable(value: T, *, unicode: bool = True, breaks: bool = False) -> T:
