@@ -232,6 +232,8 @@ MISTAKES = {
     "a degree": (option("--split", "3"), "cannot be met on 4 devices"),
     "degrees": (option("--replicate", "2", "--split", "4"), "degrees 2 x 4 cannot be met on 4 devices"),
     "no microbatch": (option("--microbatches", "0"), "--microbatches must be at least 1"),
+    "more microbatches than rows": (option("--microbatches", "17"), "17 microbatches cannot be cut from 16 rows"),
+    "fewer rows than replicas": (option("--batch-size", "1", "--replicate", "4"), "1 rows, too few for 4 replicas"),
     "shares": (option("--shares", "3:x"), "is not a list of shares"),
     "a negative share": (option("--shares", "3:-1"), "is not a weight"),
     "too few shares": (option("--shares", "3:1:1"), "3 shares for 4 replicas"),
@@ -260,7 +262,13 @@ def test_a_mistake_is_a_sentence(run: Callable[..., Done], arguments: list[str],
     assert done.returncode == 2, done.stdout + done.stderr
     assert told in done.stderr and "Traceback" not in done.stderr
     assert re.match(r"whalepy: |Usage: ", done.stderr.splitlines()[0]), done.stderr
-    assert not done.stdout
+    assert not done.stdout and "  at:  main.py" not in done.stderr
+
+
+def test_fewer_rows_than_devices(run: Callable[..., Done]) -> None:
+    done = run("train.py:factory", "--cluster", "2xT4", "--batch-size", "1")
+    assert done.returncode == 0 and "1 x T4 alone" in done.stdout
+    assert "idle: device 1 (1 x T4), for want of rows in the batch" in done.stdout
 
 
 def test_the_files_are_checked_before_the_model_is_built(run: Callable[..., Done]) -> None:

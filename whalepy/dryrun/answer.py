@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from whalepy.dryrun.beyond import adds, largest_batch, longest_sequence, modules_of, ways_out
-from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings, with_shares
+from whalepy.dryrun.beyond import adds, largest_batch, longest_sequence, modules_of
+from whalepy.dryrun.ladder import Strategy, with_savings, with_shares
+from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.recompute import RECOMPUTE
+from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
-from whalepy.dryrun.strategies import annotation_text, is_free, levels_of, parts_of, strategies
+from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
-from whalepy.errors import AnnotationError, PlanError
+from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.cost import LINK_EFFICIENCY
 from whalepy.planner.forecast import (
@@ -23,7 +25,6 @@ from whalepy.planner.forecast import (
     DeviceForecast,
     Forecast,
     Held,
-    LinkForecast,
     Span,
     StageForecast,
     Subject,
@@ -31,15 +32,13 @@ from whalepy.planner.forecast import (
 from whalepy.planner.plan import Plan
 from whalepy.planner.timeline import WAITING, RankTrack
 
-Progress = Callable[[str], None]
-
 
 def answer(
     study: Study, model: nn.Module, cluster: ClusterSpec, options: Options, subject: Subject, progress: Progress
 ) -> tuple[Forecast, Tried]:
     """The best plan under the options, and its forecast. Raises PlanError where the options cannot be met."""
-    wanted = strategies(model, cluster, options)
-    own = [tried for one in wanted for tried in _without_savings(study, cluster, one, options, progress)]
+    wanted = strategies(model, cluster, options, study.rows)
+    own, left_out = tried_in_order(study, cluster, wanted, options, progress)
     if not own:
         raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
     if options.saves_freely and all(tried.verdict == "no" for tried in own):
@@ -51,52 +50,11 @@ def answer(
         strategy = levels_of(len(part.devices), 1), f"{name} alone", ""
         savings, count = best.candidate.savings, best.candidate.microbatches
         others += with_shares(study, part, strategy, replace(options, shares=None), count, savings)
-    ways = _ways_out(study, cluster, wanted, options, own, progress) if best.verdict == "no" else ()
+    ways = what_would_fit(study, cluster, wanted, options, own, progress) if best.verdict == "no" else ()
     baseline = _equal(study, best, own)
     ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
-    return _forecast(study, best, baseline, ranked, subject, ways), best
-
-
-def _ways_out(
-    study: Study,
-    cluster: ClusterSpec,
-    wanted: Sequence[Strategy],
-    options: Options,
-    tried: Sequence[Tried],
-    progress: Progress,
-) -> tuple[str, ...]:
-    """Flags that make it fit, cheapest first: other savings and microbatches than those that were forced, then less."""
-    free = replace(options, zero=None, recompute=None, microbatches=None)
-    found: list[Tried] = []
-    if free != options:
-        found = [one for strategy in wanted for one in _without_savings(study, cluster, strategy, free, progress)]
-        if all(one.verdict == "no" for one in found):
-            found = with_savings(study, cluster, wanted, free, progress)
-    fits = sorted((one for one in found if one.verdict != "no" and one.flags), key=lambda one: one.order)
-    ranked = sorted(tried, key=lambda one: one.order)
-    less = ways_out(ranked, shares_forced=options.shares is not None)
-    return (*(_complete(one) for one in fits[:1]), *less)
-
-
-def _complete(tried: Tried) -> str:
-    """The flags of a plan with those that undo what was forced."""
-    savings, count = tried.candidate.savings, tried.candidate.microbatches
-    missing = [f"--zero {savings.zero}"] if not savings.zero else []
-    missing += ["--recompute none"] if savings.recompute == "none" else []
-    missing += ["--microbatches 1"] if count == 1 else []
-    return " ".join([tried.flags, *missing])
-
-
-def _without_savings(
-    study: Study, cluster: ClusterSpec, strategy: Strategy, options: Options, progress: Progress
-) -> list[Tried]:
-    progress(strategy[1])
-    try:
-        return in_microbatches(study, cluster, strategy, options, options.savings)
-    except AnnotationError:
-        if options.split is not None or options.replicate is not None:
-            raise
-        return []
+    more = (*_idle(best, cluster), *_not_tried(left_out))
+    return _forecast(study, best, baseline, ranked, subject, ways, more), best
 
 
 def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
@@ -129,7 +87,13 @@ def saved(best: Tried, study: Study) -> Plan:
 
 
 def _forecast(
-    study: Study, best: Tried, baseline: Tried, ranked: Sequence[Tried], subject: Subject, ways: tuple[str, ...]
+    study: Study,
+    best: Tried,
+    baseline: Tried,
+    ranked: Sequence[Tried],
+    subject: Subject,
+    ways: tuple[str, ...],
+    more: Sequence[str],
 ) -> Forecast:
     played, added = best.played, adds(best)
     bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
@@ -140,17 +104,17 @@ def _forecast(
         step_time_s=best.step_s,
         mfu=_mfu(best),
         equal_shares_step_time_s=baseline.step_s,
-        bound=_bound(baseline),
+        bound=_bound(best, baseline),
         microbatches=best.candidate.microbatches,
         schedule="none",
         bottleneck=bottleneck,
         tightest=best.tightest,
-        devices=tuple(_device(best, rank, added[rank]) for rank in best.ranks),
-        links=_links(best),
+        devices=_devices(best, added),
+        links=links_of(best),
         stages=(_stage(study, best, subject),),
         breakdown=_breakdown(best, bottleneck),
         alternatives=tuple(_alternative(other) for other in ranked),
-        assumptions=(*best.candidate.cluster.assumptions, *_assumptions(best)),
+        assumptions=(*more, *best.candidate.cluster.assumptions, *_assumptions(best)),
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
         largest_batch=largest_batch(best),
@@ -179,6 +143,25 @@ def _assumptions(best: Tried) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _idle(best: Tried, cluster: ClusterSpec) -> tuple[str, ...]:
+    """The devices that a plan for fewer rows than devices leaves out."""
+    count = len(cluster.devices)
+    if len(best.ranks) == count:
+        return ()
+    used = {device.index for device in fastest_of(cluster, len(best.ranks))}
+    idle = [device for device in cluster.devices if device.index not in used]
+    named = f"device {idle[0].index}" if len(idle) == 1 else f"{len(idle)} of {count} devices"
+    return (f"idle: {named} ({types_of(idle)}), for want of rows in the batch",)
+
+
+def _not_tried(left_out: Sequence[Strategy]) -> tuple[str, ...]:
+    """What was left out of the search, and why."""
+    if not left_out:
+        return ()
+    names = ", ".join(name for _, name, _ in left_out)
+    return (f"not tried: {names}; two that split less already take over twice the time of the best",)
+
+
 def _has_gpus(best: Tried) -> bool:
     return all(device.profile.vendor != "CPU" for device in best.candidate.cluster.devices)
 
@@ -196,21 +179,49 @@ def _dtype(best: Tried) -> str:
     return max(events, key=lambda event: event.flops).dtype
 
 
-def _bound(baseline: Tried) -> float:
+def _bound(best: Tried, baseline: Tried) -> float:
     """Perfect balance and nothing to wait for, over the step with equal shares."""
-    busy = [baseline.played.tracks[rank].busy_s for rank in baseline.ranks]
-    return baseline.step_s * sum(1 / seconds for seconds in busy) / len(busy) if min(busy) > 0 else 1.0
+    return baseline.step_s / min(_balanced_s(best), _balanced_s(baseline))
 
 
-def _device(best: Tried, rank: int, added: float | None) -> DeviceForecast:
+def _balanced_s(tried: Tried) -> float:
+    """Seconds in which the devices would do the work of all, each at its own pace, and nobody waits.
+
+    Work is what it takes on one of the devices.
+    """
+    candidate, first = tried.candidate, tried.candidate.cost(tried.ranks[0])
+    own = [(candidate.cost(rank), candidate.work(rank, tried.rows_of(rank))) for rank in tried.ranks]
+    known: dict[tuple[int, int], tuple[float, float]] = {}
+    for cost, work in own:
+        if (id(cost), id(work)) not in known:
+            known[id(cost), id(work)] = first.busy_s(work), first.busy_s(work) / cost.busy_s(work)
+    pairs = [known[id(cost), id(work)] for cost, work in own]
+    return sum(work for work, _ in pairs) / sum(pace for _, pace in pairs)
+
+
+def _devices(best: Tried, added: Mapping[int, float | None]) -> tuple[DeviceForecast, ...]:
+    """In rank order; those that do the same have their course over the step in common."""
+    known: dict[Hashable, DeviceForecast] = {}
+    found: list[DeviceForecast] = []
+    for rank in best.ranks:
+        device = best.candidate.device(rank)
+        key = id(best.played.tracks[rank]), device.profile, device.memory_bytes, best.rows_of(rank)
+        if key not in known:
+            known[key] = _device(best, rank)
+        place = best.candidate.coordinates[rank]
+        found.append(replace(known[key], rank=rank, node=device.node, coordinates=place, adds=added[rank]))
+    return tuple(found)
+
+
+def _device(best: Tried, rank: int) -> DeviceForecast:
     candidate, track = best.candidate, best.played.tracks[rank]
-    device = candidate.cluster.devices[candidate.device_of[rank]]
+    device = candidate.device(rank)
     return DeviceForecast(
         rank=rank,
         type=device.type,
         node=device.node,
         stage=0,
-        coordinates=candidate.plan.coordinates_of(rank),
+        coordinates=candidate.coordinates[rank],
         batch_share=best.rows_of(rank),
         peak_memory_bytes=best.peak(rank),
         memory_capacity_bytes=device.memory_bytes,
@@ -218,7 +229,6 @@ def _device(best: Tried, rank: int, added: float | None) -> DeviceForecast:
         held=_held(best, rank),
         memory=tuple((at, size + candidate.cost(rank).runtime_bytes) for at, size in _thinned(track.memory)),
         spans=_lane(track),
-        adds=added,
     )
 
 
@@ -252,25 +262,6 @@ def _held(best: Tried, rank: int) -> tuple[Held, ...]:
         fixed["activations and gradients"] = rest
     held = [Held(name, size) for name, size in fixed.items() if size > 0]
     return tuple(sorted(held, key=lambda one: -one.bytes))
-
-
-def _links(best: Tried) -> tuple[LinkForecast, ...]:
-    """Traffic inside each node, and out of each node."""
-    candidate, cluster = best.candidate, best.candidate.cluster
-    inside: dict[int, int] = dict.fromkeys(range(len(cluster.nodes)), 0)
-    for rank in best.ranks:
-        node = cluster.devices[candidate.device_of[rank]].node
-        work = candidate.work(rank, best.rows_of(rank))
-        inside[node] += sum(e.bytes * times for e, times in work.weighted if e.collective)
-    return tuple(
-        LinkForecast(
-            f"node {node.index}",
-            node.link.bandwidth_bytes_per_s,
-            inside[node.index],
-            inside[node.index] / len(node.devices) / node.link.bandwidth_bytes_per_s,
-        )
-        for node in cluster.nodes
-    )
 
 
 def _stage(study: Study, best: Tried, subject: Subject) -> StageForecast:
@@ -339,6 +330,6 @@ def subject_of(
         cluster=str(cluster),
         nodes=len(cluster.nodes),
         devices=tuple((count, kind, memory) for (kind, memory), count in groups.items()),
-        link=str(cluster.inter or cluster.nodes[0].link),
+        link=link_text(cluster),
         figures=cluster.figures,
     )

@@ -59,7 +59,21 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     sizes = sizes_of(target.model)
     model, example = _in_precision(target.model, target.example, request.precision)
     recipe = Recipe(model)
-    options = Options(
+    options = options_of(request)
+    forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress)
+    chosen = None
+    if request.keeps_plan:
+        if whole is None:
+            progress("capturing the whole model")
+            whole = _study(recipe, example, request, NO_BLOCKS)
+        chosen = saved(best, whole)
+    progress("")
+    return forecast, chosen
+
+
+def options_of(request: Request) -> Options:
+    """What a request forces."""
+    return Options(
         request.replicate,
         request.split,
         request.microbatches,
@@ -70,15 +84,6 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
         request.zero,
         request.recompute,
     )
-    forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress)
-    chosen = None
-    if request.keeps_plan:
-        if whole is None:
-            progress("capturing the whole model")
-            whole = _study(recipe, example, request, NO_BLOCKS)
-        chosen = saved(best, whole)
-    progress("")
-    return forecast, chosen
 
 
 def _answered(

@@ -33,8 +33,8 @@ def equal_rows(total: int, replicas: int) -> tuple[int, ...]:
 def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
     """Rows per replica with the earliest end, with room in the memory of every device; without where that cannot be."""
     replicas = candidate.replicas
-    if replicas == 1:
-        return (total,)
+    if len({candidate.kind_of(replica) for replica in range(replicas)}) == 1:  # equal rows are best for equal devices
+        return equal_rows(total, replicas)
     curves = curves_of(candidate, total)
     for limit in (TIGHT, 1.0, float("inf")):
         most = [filled.most_rows(limit, total) for _, filled in curves]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from torch import nn
 
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
-from whalepy.hardware.cluster import ClusterSpec, Node
+from whalepy.hardware.cluster import ClusterSpec, Device, Node
 from whalepy.primitives import Primitive, replicate, scopes_on, split
 
 
 def strategies(
-    model: nn.Module, cluster: ClusterSpec, options: Options
+    model: nn.Module, cluster: ClusterSpec, options: Options, rows: int
 ) -> list[tuple[tuple[Primitive, ...] | None, str, str]]:
     """Levels to try with their names and the flags that force them; the model's own annotations, where it has any."""
     if scopes_on(model):
@@ -28,6 +29,8 @@ def strategies(
     devices = len(cluster.devices)
     pairs = [(devices // s, s) for s in range(1, devices + 1) if devices % s == 0]
     wanted = [(r, s) for r, s in pairs if options.replicate in (None, r) and options.split in (None, s)]
+    if options.replicate is None:  # every replica needs a row
+        wanted = [(r, s) for r, s in wanted if r <= rows] or wanted
     if isinstance(options.shares, tuple):  # one per replica
         wanted = [(r, s) for r, s in wanted if r == len(options.shares)] or wanted
     if not wanted:
@@ -65,17 +68,29 @@ def parts_of(cluster: ClusterSpec) -> list[tuple[ClusterSpec, str]]:
     found: list[tuple[ClusterSpec, str]] = []
     for size in range(1, most):
         for kinds in itertools.combinations(types, size):
-            counts = [(sum(device.type == kind for device in cluster.devices), kind) for kind in kinds]
-            found.append((_only(cluster, kinds), " + ".join(f"{count} x {kind}" for count, kind in counts)))
+            chosen = [device for device in cluster.devices if device.type in kinds]
+            found.append((only(cluster, {device.index for device in chosen}), types_of(chosen)))
     return found
 
 
-def _only(cluster: ClusterSpec, kinds: Sequence[str]) -> ClusterSpec:
-    """The devices of some types, on the nodes where they are."""
+def fastest_of(cluster: ClusterSpec, count: int) -> list[Device]:
+    """So many of the fastest devices, ties to the first."""
+    speeds = cluster.speeds()
+    return sorted(cluster.devices, key=lambda device: (-speeds[device.index], device.index))[:count]
+
+
+def types_of(devices: Sequence[Device]) -> str:
+    """`2 x V100-SXM2-16GB + 1 x T4`."""
+    kinds = Counter(device.type for device in devices)
+    return " + ".join(f"{number} x {kind}" for kind, number in kinds.items())
+
+
+def only(cluster: ClusterSpec, chosen: Set[int]) -> ClusterSpec:
+    """Some devices, by index, on the nodes where they are."""
     nodes: list[Node] = []
     start = 0
     for node in cluster.nodes:
-        devices = [device for device in node.devices if device.type in kinds]
+        devices = [device for device in node.devices if device.index in chosen]
         if devices:
             placed = tuple(replace(d, index=start + k, node=len(nodes)) for k, d in enumerate(devices))
             nodes.append(replace(node, index=len(nodes), devices=placed))

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import Rehearsed, rehearse
-from whalepy.hardware.cluster import ClusterSpec
+from whalepy.errors import PlanError, WhaleError
+from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.planner.balance import Curve
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.decide import Decisions, Orders
@@ -29,7 +30,7 @@ from whalepy.program.analysis import Program
 from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
 from whalepy.runtime.arguments import Arguments, as_arguments, leaf_shapes
-from whalepy.runtime.build import Analysed, Recipe, analysed
+from whalepy.runtime.build import Analysed, Recipe, analysed, identity
 from whalepy.runtime.planning import Choices, planned, program_for
 from whalepy.runtime.steps import batch_symbols
 
@@ -119,18 +120,36 @@ class Study:
 
         `orders`: the classes of axes that each split is cut along, in place of those that are best.
         """
+        if microbatches > max(self.rows, 1):
+            raise PlanError(
+                f"{microbatches} microbatches cannot be cut from {self.rows} rows",
+                fix="choose fewer microbatches, or a larger batch",
+            )
         run = min(microbatches, _MICROBATCHES_RUN)
         named = None if levels is None else tuple((level.kind, level.degree) for level in levels)
         key = named, cluster, tuple(speeds), run, None if orders is None else tuple(orders.items())
         if key not in self.cuts:
-            program = self.program if levels is None else _within(self.program, levels)
-            places = tuple(range(len(cluster.devices)))
-            plan, main = planned(program, cluster, places, Choices(run, 0, None), speeds=tuple(speeds))
-            if orders is not None:
-                given = replace(plan, orders=dict(orders))
-                plan, main = planned(program, cluster, places, Choices(run, 0, given), speeds=tuple(speeds))
-            self.cuts[key] = Cut(plan, main, program, cluster)
+            self.cuts[key] = self._cut(levels, cluster, speeds, run, orders)
         return Candidate(self, cluster, self.cuts[key], levels, microbatches, savings)
+
+    def _cut(
+        self,
+        levels: Sequence[Primitive] | None,
+        cluster: ClusterSpec,
+        speeds: Sequence[float],
+        microbatches: int,
+        orders: Orders | None,
+    ) -> Cut:
+        program = self.program if levels is None else _within(self.program, levels)
+        given = None if orders is None else _ordered(program, orders)
+        places = tuple(range(len(cluster.devices)))
+        try:
+            plan, main = planned(program, cluster, places, Choices(microbatches, 0, given), speeds=tuple(speeds))
+        except WhaleError as error:
+            if levels is None:
+                raise
+            raise type(error)(error.what, fix=error.fix) from error  # no line of the user's made these scopes
+        return Cut(plan, main, program, cluster)
 
     def batch_of(self, rows: int) -> Arguments:
         """The example with another number of rows."""
@@ -143,6 +162,11 @@ class Study:
             for leaf, dim in zip(leaves, dims, strict=True)
         ]
         return pytree.tree_unflatten(made, spec)
+
+
+def _ordered(program: Program, orders: Orders) -> Plan:
+    """A plan of a program of which only the orders count."""
+    return Plan((), (), (), orders, (), (), (), fingerprint=identity(program))
 
 
 def _within(program: Program, levels: Sequence[Primitive]) -> Program:
@@ -180,7 +204,6 @@ class Candidate:
     levels: Sequence[Primitive] | None
     microbatches: int = 1
     savings: Savings = Savings()
-    costs: dict[Hashable, DeviceCost] = field(default_factory=dict[Hashable, DeviceCost])
     known: dict[Hashable, Rehearsal] = field(default_factory=dict[Hashable, Rehearsal])
 
     @property
@@ -225,11 +248,22 @@ class Candidate:
 
     def replica_of(self, rank: int) -> int:
         """The replica that a rank belongs to, in row-major order of the levels that cut rows."""
-        at, number = self.plan.coordinates_of(rank), 0
-        for level, size in enumerate(self.plan.mesh):
-            if self.plan.row_cuts[level] is not None:
-                number = number * size + at[level]
-        return number
+        return self._replica_of[rank]
+
+    @cached_property
+    def _replica_of(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for rank, at in self.coordinates.items():
+            found[rank] = 0
+            for level, size in enumerate(self.plan.mesh):
+                if self.plan.row_cuts[level] is not None:
+                    found[rank] = found[rank] * size + at[level]
+        return found
+
+    @cached_property
+    def coordinates(self) -> dict[int, tuple[int, ...]]:
+        """Rank -> where it stands on the levels."""
+        return dict(zip(self.plan.rank_of, itertools.product(*map(range, self.plan.mesh)), strict=True))
 
     def work(self, rank: int, rows: int, cuts: Sequence[int] = ()) -> Rehearsal:
         """What a rank does with so many rows of its own.
@@ -288,12 +322,14 @@ class Candidate:
 
     def _alike(self, rank: int) -> tuple[int, ...]:
         """The coordinates inside a replica; of positions with equal parts of everything, the first stands for all."""
-        at = self.plan.coordinates_of(rank)
-        return tuple(
-            self._first_like[level][c]
-            for level, (c, cut) in enumerate(zip(at, self.plan.row_cuts, strict=True))
-            if cut is None
-        )
+        return self._likes[rank]
+
+    @cached_property
+    def _likes(self) -> dict[int, tuple[int, ...]]:
+        inside = [level for level, cut in enumerate(self.plan.row_cuts) if cut is None]
+        return {
+            rank: tuple(self._first_like[level][at[level]] for level in inside) for rank, at in self.coordinates.items()
+        }
 
     @cached_property
     def _first_like(self) -> dict[int, list[int]]:
@@ -311,8 +347,17 @@ class Candidate:
 
     def cost(self, rank: int) -> DeviceCost:
         """What operators take on the device of a rank; one object for devices of one kind."""
-        device = self.cluster.devices[self.device_of[rank]]
-        return self.costs.setdefault((device.profile, device.speed), DeviceCost(device))
+        return self._costs[rank]
+
+    @cached_property
+    def _costs(self) -> dict[int, DeviceCost]:
+        kinds: dict[Hashable, DeviceCost] = {}
+        devices = {rank: self.device(rank) for rank in self.plan.rank_of}
+        return {r: kinds.setdefault((d.profile, d.speed), DeviceCost(d)) for r, d in devices.items()}
+
+    def device(self, rank: int) -> Device:
+        """What a rank runs on."""
+        return self.cluster.devices[self.device_of[rank]]
 
     @cached_property
     def device_of(self) -> Mapping[int, int]:
@@ -332,7 +377,7 @@ class Candidate:
 
     def filled(self, rank: int, rows: int) -> float:
         """The part of the memory of a rank's device that is in use at most."""
-        return self.peak(rank, rows) / self.cluster.devices[self.device_of[rank]].memory_bytes
+        return self.peak(rank, rows) / self.device(rank).memory_bytes
 
     def played(self, rows: Sequence[int]) -> Played:
         """The step with these rows per replica."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from whalepy.dryrun.recompute import Recompute
@@ -66,17 +67,22 @@ class Tried:
 
     def capacity(self, rank: int) -> int:
         """Bytes of memory of a rank's device."""
-        return self.candidate.cluster.devices[self.candidate.device_of[rank]].memory_bytes
+        return self.candidate.device(rank).memory_bytes
 
-    @property
+    @cached_property
     def ranks(self) -> tuple[int, ...]:
         """All ranks, in order."""
         return tuple(sorted(self.candidate.plan.rank_of))
 
-    @property
+    @cached_property
     def tightest(self) -> int:
         """The rank with the largest part of its memory in use."""
         return max(self.ranks, key=lambda rank: self.peak(rank) / self.capacity(rank))
+
+    @property
+    def filled(self) -> float:
+        """The largest part of a memory in use."""
+        return self.peak(self.tightest) / self.capacity(self.tightest)
 
     @property
     def missing(self) -> dict[int, int]:
@@ -87,8 +93,7 @@ class Tried:
     @property
     def verdict(self) -> Verdict:
         """Whether it can be trained on these devices."""
-        filled = self.peak(self.tightest) / self.capacity(self.tightest)
-        return "no" if filled > 1 else "tight" if filled > TIGHT else "fits"
+        return "no" if self.filled > 1 else "tight" if self.filled > TIGHT else "fits"
 
     @property
     def not_runnable(self) -> tuple[str, ...]:
@@ -99,8 +104,4 @@ class Tried:
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorts plans from best to worst: those that fit, then the fastest; ties by fewer splits, then by name."""
-        return self.verdict == "no", self.step_s if self.verdict != "no" else self._over, self.strategy
-
-    @property
-    def _over(self) -> float:
-        return self.peak(self.tightest) / self.capacity(self.tightest)
+        return self.verdict == "no", self.step_s if self.verdict != "no" else self.filled, self.strategy

@@ -1,0 +1,72 @@
+"""What is tried, in which order, and what is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from tests.dryrun.studies import chain, ids
+from whalepy.dryrun.answer import answer, sizes_of, subject_of
+from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.shares import best_rows
+from whalepy.dryrun.study import Study
+from whalepy.dryrun.tried import Options, Tried
+from whalepy.errors import PlanError
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.forecast import Forecast
+from whalepy.runtime.build import Recipe
+
+
+def answered(
+    model: nn.Module, cluster: str, rows: int, told: list[str] | None = None, **forced: Any
+) -> tuple[Forecast, Tried]:
+    spec, options = ClusterSpec.load(cluster), Options(**forced)
+    with folded(model, fold=False) as blocks:
+        study = Study.of(Recipe(model), ids(), "adamw", blocks).with_rows(rows)
+        subject = subject_of("chain", sizes_of(model), study, spec, options, 16)
+        return answer(study, model, spec, options, subject, [].append if told is None else told.append)
+
+
+def test_fewer_rows_than_devices_leave_devices_idle() -> None:
+    forecast, best = answered(chain(2), "1xT4 + 1xV100-SXM2-16GB", 1)
+    assert forecast.strategy == "1 x V100-SXM2-16GB alone" and best.ranks == (0,)
+    assert "idle: device 0 (1 x T4), for want of rows in the batch" in forecast.assumptions
+    assert {other.strategy for other in forecast.alternatives} >= {"split 2"}
+
+
+def test_forced_replicas_need_a_row_each() -> None:
+    with pytest.raises(PlanError) as raised:
+        answered(chain(2), "2xT4", 1, replicate=2)
+    assert "1 rows, too few for 2 replicas" in raised.value.what and raised.value.at is None
+
+
+def test_degrees_that_only_take_longer_are_left_out() -> None:
+    """A split over a slow network: the more, the longer."""
+    told: list[str] = []
+    forecast, _ = answered(chain(2), "16x2xV100-SXM2-16GB @ 100Mbit/s", 4096, told)
+    left_out = next(said for said in forecast.assumptions if said.startswith("not tried: "))
+    assert left_out.endswith("; two that split less already take over twice the time of the best")
+    assert "split 32" in left_out and "split 32" not in told
+    steps = [other.step_time_s for other in forecast.alternatives]
+    assert sum(step > 2 * forecast.step_time_s for step in steps) >= 2
+
+
+def test_few_degrees_are_all_tried() -> None:
+    forecast, _ = answered(chain(2), "2x2xV100-SXM2-16GB @ 100Mbit/s", 8)
+    assert not any(said.startswith("not tried") for said in forecast.assumptions)
+
+
+def test_equal_devices_share_equally_without_a_rehearsal_of_other_shares() -> None:
+    _, best = answered(chain(2), "4xT4", 8, replicate=4, microbatches=1)
+    candidate = best.candidate.study.candidate(best.candidate.levels, best.candidate.cluster, (1.0,) * 4)
+    assert best_rows(candidate, 8) == (2, 2, 2, 2) and not candidate.known
+
+
+@pytest.mark.parametrize("forced", [{}, {"split": 2, "replicate": 1}, {"split": 2, "replicate": 2}])
+@pytest.mark.parametrize("cluster", ["4xV100-SXM2-16GB", "2xV100-SXM2-16GB + 2xT4"])
+def test_no_plan_is_faster_than_the_bound(cluster: str, forced: dict[str, Any]) -> None:
+    spec = cluster if forced != {"split": 2, "replicate": 1} else cluster.replace("2x", "1x").replace("4x", "2x")
+    forecast, _ = answered(chain(2), spec, 8, **forced)
+    assert forecast.gain_over_equal <= forecast.bound

@@ -1,0 +1,94 @@
+"""What is tried for a model and a cluster, in order, and what would fit where nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from whalepy.dryrun.beyond import ways_out
+from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings
+from whalepy.dryrun.strategies import fastest_of, levels_of, only, types_of
+from whalepy.dryrun.study import Study
+from whalepy.dryrun.tried import Options, Tried
+from whalepy.errors import AnnotationError
+from whalepy.hardware.cluster import ClusterSpec
+
+Progress = Callable[[str], None]
+
+
+def tried_in_order(
+    study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], options: Options, progress: Progress
+) -> tuple[list[Tried], list[Strategy]]:
+    """The strategies in order, and those left out: from where two in a row take over twice the time of one before.
+
+    With fewer rows than devices, as many of the devices alone are tried first.
+    """
+    found = _on_fewer(study, cluster, options, progress) if any(levels for levels, *_ in wanted) else []
+    slower = 0
+    for k, strategy in enumerate(wanted):
+        tried = _without_savings(study, cluster, strategy, options, progress)
+        if _is_far_slower(tried, found):
+            slower += 1
+        elif tried:
+            slower = 0
+        found += tried
+        if slower == 2:
+            return found, list(wanted[k + 1 :])
+    return found, []
+
+
+def _on_fewer(study: Study, cluster: ClusterSpec, options: Options, progress: Progress) -> list[Tried]:
+    """As many of the fastest devices as there are rows, without the others; not where degrees or shares are forced."""
+    if study.rows >= len(cluster.devices) or options.replicate or options.split or options.shares:
+        return []
+    devices = fastest_of(cluster, study.rows)
+    part = only(cluster, {device.index for device in devices})
+    strategy = levels_of(study.rows, 1), f"{types_of(devices)} alone", ""
+    return _without_savings(study, part, strategy, options, progress)
+
+
+def _is_far_slower(tried: Sequence[Tried], before: Sequence[Tried]) -> bool:
+    fitting = [one.step_s for one in before if one.verdict != "no"]
+    return bool(tried and fitting) and min(one.step_s for one in tried) > 2 * min(fitting)
+
+
+def what_would_fit(
+    study: Study,
+    cluster: ClusterSpec,
+    wanted: Sequence[Strategy],
+    options: Options,
+    tried: Sequence[Tried],
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Flags that make it fit, cheapest first: other savings and microbatches than those that were forced, then less."""
+    free = replace(options, zero=None, recompute=None, microbatches=None)
+    found: list[Tried] = []
+    if free != options:
+        found = [one for strategy in wanted for one in _without_savings(study, cluster, strategy, free, progress)]
+        if all(one.verdict == "no" for one in found):
+            found = with_savings(study, cluster, wanted, free, progress)
+    fits = sorted((one for one in found if one.verdict != "no" and one.flags), key=lambda one: one.order)
+    ranked = sorted(tried, key=lambda one: one.order)
+    less = ways_out(ranked, shares_forced=options.shares is not None)
+    return (*(_complete(one) for one in fits[:1]), *less)
+
+
+def _complete(tried: Tried) -> str:
+    """The flags of a plan with those that undo what was forced."""
+    savings, count = tried.candidate.savings, tried.candidate.microbatches
+    missing = [f"--zero {savings.zero}"] if not savings.zero else []
+    missing += ["--recompute none"] if savings.recompute == "none" else []
+    missing += ["--microbatches 1"] if count == 1 else []
+    return " ".join([tried.flags, *missing])
+
+
+def _without_savings(
+    study: Study, cluster: ClusterSpec, strategy: Strategy, options: Options, progress: Progress
+) -> list[Tried]:
+    progress(strategy[1])
+    try:
+        return in_microbatches(study, cluster, strategy, options, options.savings)
+    except AnnotationError:
+        if options.split is not None or options.replicate is not None:
+            raise
+        return []
