@@ -27,8 +27,8 @@ def plan(
         str,
         typer.Argument(
             help="What to train: file.py:factory or module:factory (a factory returns the model and one batch), "
-            "hf:config.json, or a bundled name: gpt2, gpt2-medium, gpt2-xl, bert-base, bert-large, t5-large, "
-            "llama-3.2-1b, llama-3.1-8b, vit-base, resnet-50"
+            "hf:config.json, layers:FILE (what each layer costs), or a bundled name: gpt2, gpt2-medium, gpt2-xl, "
+            "bert-base, bert-large, t5-large, llama-3.2-1b, llama-3.1-8b, vit-base, resnet-50"
         ),
     ],
     cluster: Annotated[
@@ -119,6 +119,7 @@ def plan(
     try:
         progress("importing torch")
         from whalepy.dryrun.run import Request, run
+        from whalepy.dryrun.run_described import PREFIX, run_described
 
         request = Request(
             target,
@@ -136,7 +137,7 @@ def plan(
             recompute,  # type: ignore[arg-type]
             keeps_plan=save is not None or program is not None,
         )
-        forecast, chosen = run(request, progress)
+        forecast, chosen = (run_described if target.startswith(PREFIX) else run)(request, progress)
     finally:
         progress("")
     if save is not None:

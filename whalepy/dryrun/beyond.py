@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from whalepy.dryrun.blocks import module_of
+from whalepy.dryrun.described import DescribedCandidate, modules_of_layers
 from whalepy.dryrun.shares import curves_of
 from whalepy.dryrun.tried import Tried
 from whalepy.planner.balance import balance
@@ -119,6 +120,8 @@ def _fits_without_state(plan: Tried) -> bool:
 
 def modules_of(best: Tried) -> tuple[ModulePart, ...]:
     """Every module with parameters or products, numbers in paths folded into `*`."""
+    if isinstance(best.candidate, DescribedCandidate):
+        return modules_of_layers(best.candidate.described)
     program, blocks = best.candidate.main.program, best.candidate.study.blocks
     parameters: dict[str, float] = defaultdict(float)
     flops: dict[str, float] = defaultdict(float)

@@ -60,7 +60,7 @@ def _instead(text: str) -> str:
         return f"name a factory in it: {text}:factory"
     if text.endswith(".json"):
         return f"write hf:{text}"
-    return f"{did_you_mean(text, bundled())}; or write file.py:factory, module:factory or hf:config.json"
+    return f"{did_you_mean(text, bundled())}; or write file.py:factory, module:factory, hf:config.json or layers:FILE"
 
 
 # -- configurations ----------------------------------------------------------------------------------------------
