@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from whalepy.dryrun.answer import Sizes, answer, subject_of
 from whalepy.dryrun.described import DescribedStudy
 from whalepy.dryrun.rehearse import OPTIMIZERS
-from whalepy.dryrun.run import Request
-from whalepy.dryrun.tried import Options
+from whalepy.dryrun.run import Request, options_of
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.layer_profile import LayerFile, read_layers
@@ -29,7 +28,7 @@ def run_described(request: Request, progress: Callable[[str], None]) -> tuple[Fo
     file = read_layers(Path(request.target.removeprefix(PREFIX)))
     _check_precision(request.precision, file)
     study = DescribedStudy.of_file(file, request.optimizer, request.rows or file.rows)
-    options = Options(**{own.name: getattr(request, own.name) for own in fields(Options)})
+    options = options_of(request)
     sizes = Sizes(file.parameters, file.parameters, file.dtype)
     subject = subject_of(file.name, sizes, study, cluster, options, file.tokens)
     measured = any(layer.seconds for layer in file.layers)
@@ -39,7 +38,7 @@ def run_described(request: Request, progress: Callable[[str], None]) -> tuple[Fo
     origin = f"costs of layers: {file.source or request.target}"
     return replace(
         forecast,
-        assumptions=(*forecast.assumptions, origin),
+        assumptions=(origin, *forecast.assumptions),
         not_runnable=(*forecast.not_runnable, "layers without code"),
         fidelity="" if measured else forecast.fidelity,
     ), None
