@@ -128,7 +128,7 @@ CASES: list[Any] = [
     pytest.param(models.llama, 2, 9, [f"aten.mul x3 {NO_FORM}"], id="llama"),
     pytest.param(models.gptj, 2, 8, [f"aten.layer_norm x2 {NO_FORM}"], id="gptj"),
     # batch norms take statistics of all rows: no microbatches
-    pytest.param(resnet, 1, 12, [f"whalepy.batch_norm x11 {NO_FORM}"], id="resnet"),
+    pytest.param(resnet, 1, 12, [f"whalepy.batch_statistics x11 {NO_FORM}"], id="resnet"),
     pytest.param(residual, 2, 7, [f"aten.layer_norm {NO_FORM}"], id="residual"),
 ]
 TIED: list[Any] = [
@@ -284,6 +284,14 @@ def test_what_cannot_wait_says_why(
     after, notes = deferred(made.rewritten, made.program)
     assert f"{operator} gives its weight gradient in the backward pass: {reason}" in notes
     assert not any(isinstance(node.target, Deferred) for node in after.graph.graph.nodes)
+
+
+def test_a_product_without_a_weight_has_no_note() -> None:
+    def op(x: Tensor, s: Tensor) -> Tensor:
+        return (x * s) @ torch.arange(WIDE * 2.0).reshape(WIDE, 2)
+
+    made = built_for(One(op, (WIDE,)), (torch.randn(X),), speeds=(1.0,))
+    assert deferred(made.rewritten, made.program)[1] == (f"aten.mul {NO_FORM}",)
 
 
 def test_the_graph_is_the_same_but_for_the_kernels() -> None:

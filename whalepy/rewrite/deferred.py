@@ -56,7 +56,7 @@ def deferred_graph(
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
-    weights = _Weights(trained, _depending(graph, inputs))
+    weights = _Weights(trained, learning - _depending(graph, inputs))
     kept: Counter[tuple[str, str]] = Counter()
     for node in graph.nodes:
         if node.op != "call_function" or node.name not in learning:
@@ -89,8 +89,8 @@ class _Weights:
     """Which values are trained parameters, or made of them alone."""
 
     trained: Set[str]
-    fed: Set[str]
-    """Nodes that depend on the batch."""
+    alone: Set[str]
+    """Nodes with a gradient that do not depend on the batch."""
 
     def holds(self, value: object) -> bool:
         """Whether the value is a trained parameter, or a view of all of it."""
@@ -99,17 +99,14 @@ class _Weights:
         return isinstance(value, fx.Node) and value.op == "placeholder" and value.name in self.trained
 
     def maker(self, value: object) -> fx.Node | None:
-        """The operator that makes a value of weights alone; None where the batch has a part in it."""
+        """What makes a value of weights alone; None where the batch has a part in it, or nothing learns."""
         while _is_view(value):
             value = value.args[0]  # type: ignore[union-attr]
-        alone = isinstance(value, fx.Node) and value.op == "call_function" and value.name not in self.fed
-        return value if alone else None  # type: ignore[return-value]
+        return value if isinstance(value, fx.Node) and value.name in self.alone else None
 
 
 def _is_view(value: object) -> bool:
-    if not isinstance(value, fx.Node) or value.target is torch.ops.aten.view.dtype:
-        return False
-    return operator_name(value.target) in _VIEWS
+    return isinstance(value, fx.Node) and operator_name(value.target) in _VIEWS
 
 
 _VIEWS = {
@@ -168,7 +165,7 @@ def _form(node: fx.Node) -> Form | None:
 
 
 def _why_no_form(node: fx.Node, form: Form) -> str | None:
-    """Why a call whose operator can be deferred cannot be."""
+    """Why a call cannot be deferred, though its operator can."""
     args = _positional(node)
     x, weight = (args[at].meta["val"] for at in (form.x, form.weight))
     match form:
