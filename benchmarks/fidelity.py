@@ -7,6 +7,8 @@ publisher states; nothing is fitted to a row. The fractions of their peaks that 
 were set on the first, third, fifth ... timed row of each table: "held out" are the others. The scales of types
 (hardware/scales.csv, left out with `--sheet`) were set on all rows of BERT and language models of these types.
 
+Table `sailor_gh200_layers` is forecast from published profiles of the layers, with constants set on half of its runs.
+
 A ratio is predicted over published, of step times and of memory; the rank correlation (Spearman) is of the quantity as
 published. Rows that were published as out of memory must not be called `fits`, rows that ran not `no`.
 """
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.published import activations
+from benchmarks.published import activations, layered
 from benchmarks.published.fused_loss import factory_in
 from benchmarks.published.rows import TABLES, Row, cluster_of, config_of, shapes, table
 from whalepy.dryrun.run import Request, run
@@ -36,6 +38,8 @@ from whalepy.errors import WhaleError
 from whalepy.planner.forecast import Forecast
 
 GIB = 2**30
+OTHERS = {activations.TABLE: activations.compare, layered.TABLE: layered.compare}
+"""Tables that are compared in ways of their own; the figures over all tables are without them."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def compare_table(name: str, only: str, *, sheet: bool = False) -> dict[str, Any
 
 def over_all(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The same over the rows of all tables of runs."""
-    runs = [made for name, made in tables.items() if name != activations.TABLE]
+    runs = [made for name, made in tables.items() if name not in OTHERS]
     ratios = [[row["ratio"] for row in made["rows"] if row["ratio"] is not None] for made in runs]
     ran = [row["verdict"] for made in runs for row in made["rows"] if row["outcome"] == "ran"]
     oom = [row["verdict"] for made in runs for row in made["rows"] if row["outcome"] == "oom"]
@@ -214,15 +218,15 @@ def over_all(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="append", choices=[*TABLES, activations.TABLE], help="default: all")
+    parser.add_argument("--table", action="append", choices=[*TABLES, *OTHERS], help="default: all")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--results", type=Path, help="write rows and summaries as JSON")
     parser.add_argument("--sheet", action="store_true", help="from data sheets alone, without the scales of types")
     options = parser.parse_args()
     tables: dict[str, Any] = {}
-    for name in options.table or (*TABLES, activations.TABLE):
-        if name == activations.TABLE:
-            tables[name] = activations.compare(name, options.only)
+    for name in options.table or (*TABLES, *OTHERS):
+        if name in OTHERS:
+            tables[name] = OTHERS[name](name, options.only)
         else:
             tables[name] = compare_table(name, options.only, sheet=options.sheet)
         if options.results:
