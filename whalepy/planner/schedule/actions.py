@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeGuard, get_args
+from typing import Literal, NamedTuple, TypeGuard, get_args
 
 from whalepy.errors import PlanError
 
@@ -27,6 +27,7 @@ OPS: tuple[Op, ...] = get_args(Op)
 COMPUTES: frozenset[Op] = frozenset(("F", "B", "I", "W"))
 SENDS: frozenset[Op] = frozenset(("SEND_F", "SEND_B", "SEND_P", "SEND_G"))
 RECEIVES: frozenset[Op] = frozenset(("RECV_F", "RECV_B", "RECV_P", "RECV_G"))
+MESSAGES = SENDS | RECEIVES
 ONCE: frozenset[Op] = frozenset(("SEND_P", "RECV_P", "SEND_G", "RECV_G", "REDUCE"))
 """Once per step, without a microbatch."""
 PARTNER: dict[Op, Op] = {
@@ -38,9 +39,11 @@ _FORM = re.compile(r"(\d+)([A-Z_]+)(\d+)?(?:([<>])(\d+))?")
 _FIX = "write 2F0, 0SEND_F3>2, 2RECV_F3<0, 0SEND_P>3 or 2REDUCE"
 
 
-@dataclass(frozen=True)
-class Action:
-    """One step of a schedule: what `stage` does. `2F0`; `0SEND_F3>2` sends values of microbatch 3 to stage 2."""
+class Action(NamedTuple):
+    """One step of a schedule: what `stage` does. `2F0`; `0SEND_F3>2` sends values of microbatch 3 to stage 2.
+
+    A tuple because lists of many thousands are hashed and compared, again and again.
+    """
 
     stage: int
     op: Op

@@ -50,7 +50,7 @@ def _cells(own: Sequence[Timed], labels: Sequence[str], length: int, column: int
     cells = [".".ljust(column)] * length
     for each, label in zip(own, labels, strict=True):
         start, end = round(each.start_s), round(each.end_s)
-        text = label.ljust((end - start) * column - 1, "-") + " "
+        text = label.ljust((end - start) * column - 1, "-" if end - start > 1 else " ") + " "
         cells[start:end] = [text[at * column : (at + 1) * column] for at in range(end - start)]
     return cells
 

@@ -79,7 +79,7 @@ def zero_bubble(hosts: Sequence[Sequence[int]], microbatches: int) -> Schedule:
 
     No stage holds more microbatches than the first one holds under 1F1B, min(M, S). With several blocks on a group it
     does what is ready, weight gradients last, and no block holds more than that.
-    Source: Qi et al., Zero Bubble Pipeline Parallelism (2023), section 2.2, ZB-H1.
+    Source: Qi et al., Zero Bubble Pipeline Parallelism (2023), section 2.1, ZB-H1.
     """
     blocks, groups = _blocks(hosts, microbatches)
     if len(blocks) > len(groups):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from whalepy.errors import VerificationError
 from whalepy.planner.schedule import findings
-from whalepy.planner.schedule.actions import Action, Crossing, Lending, Op, partner
+from whalepy.planner.schedule.actions import RECEIVES, Action, Crossing, Lending, Op, partner
 from whalepy.planner.schedule.hosting import Hosts, group_of
 
 
@@ -28,8 +29,7 @@ class Owed:
     """Pairs of stages on one group."""
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """`first` has to stand before the action that the rule is for."""
 
     first: Action
@@ -74,7 +74,7 @@ def rules(action: Action, due: Owed) -> Iterator[Rule]:
             yield from _received(action, "RECV_F", due.forward_from[stage])
             for owner in due.lenders[stage]:
                 lent = Action(stage, "RECV_P", None, owner)
-                yield Rule(lent, findings.ParameterBeforeReceived, f"the parameter of stage {owner} is not there yet")
+                yield Rule(lent, findings.ParameterBeforeReceived, "the parameter is not there yet")
         case "B" | "I":
             forward = Action(stage, "F", microbatch)
             yield Rule(forward, findings.BackwardBeforeForward, "there is nothing to go back through yet")
@@ -94,7 +94,7 @@ def rules(action: Action, due: Owed) -> Iterator[Rule]:
             yield Rule(Action(stage, "REDUCE"), findings.GradientTooEarly, why)
         case _:
             pass
-    if action.op.startswith("RECV") and (stage, action.peer) in due.local:
+    if action.op in RECEIVES and (stage, action.peer) in due.local:
         yield Rule(partner(action), findings.WaitCycle, "a group cannot wait for itself")
 
 
@@ -104,7 +104,7 @@ _BACKWARDS: tuple[Op, Op] = ("B", "I")
 def _received(action: Action, op: Op, peers: Sequence[int]) -> Iterator[Rule]:
     for peer in peers:
         receive = Action(action.stage, op, action.microbatch, peer)
-        yield Rule(receive, findings.UsedBeforeReceived, f"what stage {peer} sends is not there yet")
+        yield Rule(receive, findings.UsedBeforeReceived, "what it needs is not there yet")
 
 
 def _reduced(action: Action, due: Owed) -> Iterator[Rule]:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whalepy.planner.schedule.actions import RECEIVES, SENDS, Action, Op, partner
+from whalepy.planner.schedule.actions import MESSAGES, RECEIVES, SENDS, Action, Op, partner
 from whalepy.planner.schedule.findings import FIX, WaitCycle
 from whalepy.planner.schedule.hosting import Link, link
 from whalepy.planner.schedule.waits import waits
@@ -86,7 +86,7 @@ def _releases(own: Sequence[Action]) -> dict[int, Op]:
 
 
 def _occupies(action: Action) -> bool:
-    return action.op not in SENDS | RECEIVES
+    return action.op not in MESSAGES
 
 
 @dataclass
@@ -139,7 +139,7 @@ class _Played:
         own, awake = self.actions[group], list[int]()
         while self.at[group] < len(own):
             action, needs = own[self.at[group]], self.needs[group][self.at[group]]
-            if action.op in SENDS | RECEIVES and action not in self.came:
+            if action.op in MESSAGES and action not in self.came:
                 self.came[action] = self.clock[group]
                 awake += self._transmit(action)
             late = next((send for send in needs if send not in self.spans), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from whalepy.errors import VerificationError
-from whalepy.planner.schedule.actions import ONCE, RECEIVES, SENDS, Action, Crossing, Lending, partner
+from whalepy.planner.schedule.actions import MESSAGES, ONCE, RECEIVES, SENDS, Action, Crossing, Lending, partner
 from whalepy.planner.schedule.findings import (
     FIX,
     MessagesOutOfOrder,
@@ -20,11 +20,10 @@ from whalepy.planner.schedule.findings import (
 from whalepy.planner.schedule.hosting import Link, checked_hosts, link
 from whalepy.planner.schedule.messages import Message as Message
 from whalepy.planner.schedule.messages import verify_messages as verify_messages
-from whalepy.planner.schedule.owed import Owed, Rule, owed, rules
+from whalepy.planner.schedule.owed import Owed, owed, rules
 from whalepy.planner.schedule.waits import stuck
 
 Groups = Sequence[Sequence[Action]]
-Positions = Mapping[Action, int]
 
 
 def verify(
@@ -72,7 +71,7 @@ def _check_own(own: Sequence[Action], due: Owed, stages: Sequence[int], group: i
         if action.stage not in stages:
             hosted = ", ".join(map(str, stages))
             raise _error(UnexpectedAction, f"group {group} has {action}, but hosts only stage {hosted}")
-        if action.op in SENDS | RECEIVES:
+        if action.op in MESSAGES:
             continue
         if action.op != "REDUCE" and action.microbatch not in range(due.microbatches):
             raise _error(UnexpectedAction, f"group {group} has {action}, but there are {due.microbatches} microbatches")
@@ -109,7 +108,7 @@ def _check_compute(everything: Collection[Action], due: Owed, group: int, stage:
 def _check_pairs(actions: Groups, everything: Collection[Action]) -> None:
     for group, own in enumerate(actions):
         for action in own:
-            if action.op not in SENDS | RECEIVES:
+            if action.op not in MESSAGES:
                 continue
             other = _other_side(action, group)
             if other not in everything:
@@ -134,14 +133,10 @@ def _check_messages(actions: Groups, everything: Collection[Action], due: Owed) 
 
 def _check_order(own: Sequence[Action], due: Owed, where: str) -> None:
     positions = {action: position for position, action in enumerate(own)}
-    for action in own:
-        for rule in rules(action, due):
-            _check_rule(rule, action, positions, where)
-
-
-def _check_rule(rule: Rule, action: Action, positions: Positions, where: str) -> None:
-    if positions.get(rule.first, -1) > positions[action]:
-        raise _error(rule.finding, f"{where} has {action} before {rule.first}: {rule.why}")
+    for position, action in enumerate(own):
+        for first, finding, why in rules(action, due):
+            if positions.get(first, -1) > position:
+                raise _error(finding, f"{where} has {action} before {first}: {why}")
 
 
 def _check_links(actions: Groups) -> None:

@@ -68,8 +68,8 @@ def _played(schedule: Sequence[Sequence[Action]]) -> tuple[list[int], list[Actio
         group = ready.pop()
         own, pending[group] = schedule[group], None
         while at[group] < len(own):
-            action = own[at[group]]
-            if (missing := next((send for send in needs[group][at[group]] if send not in sent), None)) is not None:
+            action, needed = own[at[group]], needs[group][at[group]]
+            if needed and (missing := next((send for send in needed if send not in sent), None)) is not None:
                 pending[group] = missing
                 waiting.setdefault(missing, []).append(group)
                 break
