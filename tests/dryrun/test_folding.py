@@ -94,6 +94,16 @@ def test_layers_frozen_below_are_no_repeats_of_those_above() -> None:
     check(both(model, cards((2, 1)), levels_of(2, 1), FEW, folds=2))
 
 
+def test_what_is_frozen_is_neither_reduced_nor_updated() -> None:
+    """A large frozen head grows with no block: what is sent and updated grows as the trained blocks do."""
+    model = chain(8)
+    with torch.device("meta"):
+        model.embed, model.head = nn.Embedding(9000, WIDTH), nn.Linear(WIDTH, 9000, bias=False)
+    model.embed.requires_grad_(False)
+    model.head.requires_grad_(False)
+    check(both(model, ClusterSpec.load("2xcpu"), levels_of(2, 1), [(1, Savings())]), near=0.03)
+
+
 @pytest.mark.parametrize("mesh", [(2, 1)])
 def test_an_embedding_that_is_the_head(mesh: tuple[int, int]) -> None:
     check(both(chain(6, tied=True), cards(mesh), levels_of(*mesh), FEW), near=0.03)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import whalepy
 from tests.pool import Pool
+from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.study import Candidate, Study
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
@@ -99,6 +101,22 @@ def test_memory_is_that_of_the_tensors() -> None:
     first, last = work.events[0], work.events[-1]
     assert first.memory - fixed in range(4 * 8 * HIDDEN + 64)
     assert work.peak >= fixed + work.gradients and last.memory <= work.peak
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study.of(Recipe(annotated(Mlp, "replicate")), batch(), "sgd")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("cluster", ["2xcpu", "2xT4"])
+def test_an_optimizer_begins_in_place(study: Study, optimizer: str, cluster: str) -> None:
+    """What the first operator of an update leaves is what was held before: the whole model's update rests on it."""
+    spec = ClusterSpec.load(cluster)
+    work = replace(study, optimizer=optimizer, cuts={}).candidate(None, spec, spec.speeds()).work(0, 8)
+    first = next(event for event in work.events if event.phase == "optimizer")
+    held = work.parameters + work.gradients + work.optimizer + work.inputs
+    assert 0 <= first.memory - held <= 64
 
 
 def test_products_are_counted_forward_and_backward() -> None:

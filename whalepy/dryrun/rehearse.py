@@ -148,6 +148,10 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
             if isinstance(value, torch.Tensor):
                 counter.hold(value)
         _make_state(update, trained)
+        for state in update.state.values():  # some is made with the optimizer, ahead of the first step
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    counter.hold(value)
         counter.events.clear()
         updates = _step(model, update, args, kwargs, counter)
     *starts, reduction = model.starts

@@ -274,12 +274,23 @@ class Candidate:
         key = self._alike(rank), rows, tuple(sorted({1, larger, *cuts} - {0, self.microbatches}))
         if key not in self.known:
             small = self._few(rows)
-            recorded = self._recorded(rank, small)
+            recorded, more = self._recorded(rank, small), 0
+            if small < rows:
+                recorded, more = self._with_prelude_of(rank, rows, recorded)
             bounds = [0, *key[2], self.microbatches] if self.microbatches > 1 else [0, 1]
             turns = [(self._which(a, b, larger), b - a) for a, b in itertools.pairwise(bounds)]
-            more = round(recorded.inputs * (rows / small - 1)) if small else 0
             self.known[key] = whole_step(recorded, turns, self.study.blocks.folds, self.sharding, more)
         return self.known[key]
+
+    def _with_prelude_of(self, rank: int, rows: int, recorded: Recorded) -> tuple[Recorded, int]:
+        """What was run of few rows with what goes ahead of all rows, and the bytes of inputs that were left out."""
+        if not recorded.prelude:
+            small = self._few(rows)
+            return recorded, round(recorded.inputs * (rows / small - 1)) if small else 0
+        whole = self._recorded(rank, rows)
+        more = whole.inputs - recorded.inputs
+        ahead = (replace(event, memory=event.memory - more, peak=event.peak - more) for event in whole.prelude)
+        return replace(recorded, prelude=tuple(ahead)), more
 
     def _few(self, rows: int) -> int:
         """Rows of the few microbatches that are run; the larger ones come first."""

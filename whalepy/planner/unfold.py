@@ -219,8 +219,8 @@ def _sent(kind: str, size: int, sharding: Sharding) -> int:
 def _closing(
     recorded: Recorded, sharding: Sharding, run: Holdings, always: int, copies: int, whole: Holdings
 ) -> list[Part]:
-    """The reductions that are left, and the update of the parameters, for the parameters of the whole model."""
-    growth = whole.parameters / run.parameters if run.parameters else 1.0
+    """The reductions that are left, and the update of the parameters, for the trained parameters of the whole model."""
+    growth = whole.gradients / run.gradients if run.gradients else 1.0
     part = 1 - sharding.gone
     gradients_kept = growth * (part if sharding.zero >= 2 else 1)
     update = growth * (part if sharding.zero >= 1 else 1)
@@ -233,7 +233,8 @@ def _closing(
         parts.append(replace(_scaled(event, growth if event.collective else gradients_kept), memory=event.memory + more,
                              peak=event.peak + more))  # fmt: skip
     parts.append(Wait("gradient"))
-    # Buffers of the last reduction are gone by now: they do not grow with the model, as those of the update do.
+    # Buffers of the last reduction are gone by now: they do not grow with the model, as those of the update do. Every
+    # optimizer begins with an operator in place, so what it leaves is what was held before.
     before = next((event.memory for event in recorded.optimizer), 0)
     base = before + always + round(run.gradients * (gradients_kept - 1))
     temporary = update if recorded.foreach else 1.0
