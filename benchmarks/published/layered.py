@@ -3,7 +3,7 @@
 The first, third, fifth ... run set one factor for all times and the bytes that a process holds beside the tensors of
 the profiles; the others are held out. Runs with pipelines are `pipelined`; the transfers between stages block both
 sides, and gradients are reduced after the last microbatch, as in DeepSpeed's pipeline engine, on which the runs were
-made; each transfer crosses the link of one device. These three were chosen on the runs that are not held out.
+made; each transfer crosses the link of one device.
 """
 
 from __future__ import annotations

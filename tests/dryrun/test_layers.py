@@ -198,15 +198,32 @@ def layer(**own: Any) -> LayerFile:
     return LayerFile.model_validate({"name": "one", "layers": [{"name": "layer", "bytes": 1e9, **own}]})
 
 
-def test_a_split_cuts_what_divides() -> None:
+@pytest.mark.parametrize(
+    ("split", "parameters", "flops", "sent"),
+    [
+        ("parts", 1000, 8e9, [2 * 2e6 * 3 / 4] * 2),
+        ("whole", 4000, 32e9, [2 * 2e6 * 3 / 4] * 2),
+        ("rows", 4000, 8e9, [2 * 2e6 * 3 / 4] * 2 + [2 * 16000 * 3 / 4]),  # at last its gradients
+    ],
+)
+def test_what_a_split_does_to_a_layer(split: str, parameters: int, flops: float, sent: list[float]) -> None:
     cluster = ClusterSpec.load("4xA100-SXM4-80GB")
-    for divides, parameters in ((True, 1000), (False, 4000)):
-        file = layer(parameters=1000, divides=divides, exchanges=[{"kind": "all-reduce", "bytes": 1e6}])
-        found = DescribedStudy.of_file(file, "sgd", 2).candidate(levels_of(1, 4), cluster, cluster.speeds())
-        work = found.work(0, 2)
-        assert work.parameters == parameters
-        sent = [event.bytes for event in work.events if event.collective]
-        assert sent == [2 * 2 * 1e6 * 3 / 4] * 2
+    file = layer(parameters=4000, split=split, flops=16e9 / 3, exchanges=[{"kind": "all-reduce", "bytes": 1e6}])
+    work = DescribedStudy.of_file(file, "sgd", 2).candidate(levels_of(1, 4), cluster, cluster.speeds()).work(0, 2)
+    assert work.parameters == 4 * parameters
+    assert work.flops == pytest.approx(flops)
+    assert [event.bytes for event in work.events if event.collective] == sent
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [("all-reduce", 12.0), ("all-gather", 6.0), ("reduce-scatter", 6.0), ("all-to-all", 1.5)],
+)
+def test_bytes_that_one_of_four_sends_of_a_value_of_eight(kind: str, sent: float) -> None:
+    cluster = ClusterSpec.load("4xA100-SXM4-80GB")
+    file = layer(exchanges=[{"kind": kind, "bytes": 8e6}])
+    work = DescribedStudy.of_file(file, "sgd", 1).candidate(levels_of(1, 4), cluster, cluster.speeds()).work(0, 1)
+    assert [event.bytes for event in work.events if event.collective] == [sent * 1e6] * 2
 
 
 def test_mixed_precision_keeps_float32_beside_what_it_reads() -> None:

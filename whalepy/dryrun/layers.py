@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from math import ceil
 
 import torch
 from torch import nn
@@ -23,8 +24,12 @@ LEAST_REPEATS = 5
 BACKWARD = 2
 """Products, and bytes, of a backward pass over those of its forward pass: a gradient of each of two operands."""
 _ITEM = {"float16": 2, "bfloat16": 2, "float8": 1, "float64": 8}
-_SENT = {"all-reduce": 2}
-"""Bytes sent by one device over those of the value, for every other device's part of it; 1 where it is not named."""
+
+
+def _sent(kind: str, size: float, degree: int) -> int:
+    """Bytes that one device sends in a collective over a value of so many: of its part, to each of the others."""
+    others = size * (degree - 1) / degree
+    return round({"all-reduce": 2 * others, "all-to-all": others / degree}.get(kind, others))
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,10 @@ def _run(layer: LayerEntry) -> int:
     return KEPT if layer.repeat >= LEAST_REPEATS else layer.repeat
 
 
+_FIGURES = ("parameters", "saved_bytes", "output_bytes", "working_bytes", "flops", "bytes", "backward_flops",
+            "backward_bytes")  # fmt: skip
+
+
 def check(file: LayerFile, place: Place) -> None:
     """PlanError for a device that no layer's costs are known on, AnnotationError for a split degree that is not."""
     for layer in file.layers:
@@ -87,7 +96,7 @@ def check(file: LayerFile, place: Place) -> None:
                 f"layer {layer.name!r} has no seconds on {type_} at split degree {place.split}",
                 fix=f"it has those at {known}: choose one with --split, or add this degree",
             )
-        for name in ("parameters", "saved_bytes", "output_bytes", "working_bytes", "flops", "bytes"):
+        for name in _FIGURES:
             if layer.on(getattr(layer, name), place.split) is None:
                 raise AnnotationError(
                     f"layer {layer.name!r} has no {name} at split degree {place.split}",
@@ -163,7 +172,7 @@ class _Walk:
         plain = Event(phase, layer.name, 0, 0, self.described.file.dtype, 0, 0, block=block)
         if measured is not None:
             curve = seconds_of(measured.rows, measured.forward_s if forward else measured.backward_s)
-            return [replace(plain, flops=flops, seconds=curve(rows))]
+            return [replace(plain, flops=flops, seconds=curve(ceil(self._share(layer, rows))))]
         products = layer.products * (1 if forward else BACKWARD)
         others = layer.operators * (1 if forward else BACKWARD)
         traffic = self._of_operators(layer, "bytes", rows, forward=forward)
@@ -174,18 +183,23 @@ class _Walk:
     def _exchanges(self, plain: Event, layer: LayerEntry, rows: int) -> Iterator[Event]:
         split = self.place.split
         for one in layer.exchanges if split > 1 else ():
-            sent = _SENT.get(one.kind, 1) * one.bytes * rows * (split - 1) / split
-            yield replace(plain, name=one.kind, bytes=round(sent), collective=one.kind, level=self.place.split_level)
+            sent = _sent(one.kind, one.bytes * rows, split)
+            yield replace(plain, name=one.kind, bytes=sent, collective=one.kind, level=self.place.split_level)
 
     def _of_operators(self, layer: LayerEntry, name: str, rows: int, *, forward: bool) -> int:
         """FLOPs or bytes of a pass over so many rows."""
         own = None if forward else getattr(layer, f"backward_{name}")
         if own is not None:
-            return round((layer.on(own, self.place.split) or 0.0) * rows)
-        return round((layer.on(getattr(layer, name), self.place.split) or 0.0) * rows * (1 if forward else BACKWARD))
+            return round((layer.on(own, self.place.split) or 0.0) * self._share(layer, rows))
+        return self._bytes(layer, name, rows) * (1 if forward else BACKWARD)
 
     def _bytes(self, layer: LayerEntry, name: str, rows: int) -> int:
-        return round((layer.on(getattr(layer, name), self.place.split) or 0.0) * rows)
+        """Of the rows that this device works on; also FLOPs."""
+        return round((layer.on(getattr(layer, name), self.place.split) or 0.0) * self._share(layer, rows))
+
+    def _share(self, layer: LayerEntry, rows: int) -> float:
+        """Of the rows of a split, those that this device works on."""
+        return rows / self.place.split if layer.split == "rows" else rows
 
     def _input(self, block: int, rows: int) -> int:
         """Bytes that the block before hands over; at most what this one saves."""
@@ -201,12 +215,18 @@ class _Walk:
             if own.copies:
                 self.held += own.gradients - own.first_gradients
                 yield replace(plain, bytes=own.gradients + own.first_gradients, memory=self.held, peak=self.held)
-            if self.place.replicas > 1 and own.gradients:
-                sent = round(2 * own.gradients * (1 - 1 / self.place.replicas))
-                level = self.place.replica_level
+            for degree, level in self._reduced(self.described.blocks[block]) if own.gradients else ():
+                sent = _sent("all-reduce", own.gradients, degree)
                 yield replace(plain, name="all-reduce", bytes=sent, collective="all-reduce", level=level,
                               memory=self.held, peak=self.held)  # fmt: skip
         self.held -= sum(own.copies for own in self.holdings.values())
+
+    def _reduced(self, layer: LayerEntry) -> Iterator[tuple[int, int]]:
+        """Degrees and levels over which gradients of a layer are summed."""
+        if layer.split == "rows" and self.place.split > 1:
+            yield self.place.split, self.place.split_level
+        if self.place.replicas > 1:
+            yield self.place.replicas, self.place.replica_level
 
     def updates(self) -> list[Event]:
         """What the optimizer does, as torch runs it on parameters of so many elements."""

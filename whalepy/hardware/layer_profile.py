@@ -22,8 +22,9 @@ layers:                                 # in order
     bytes: 1.2e+9                       # per row, that other operators read and write; backward: twice as many
     operators: 6
     exchanges: [{kind: all-reduce, bytes: 8388608}]  # per row, of a split; each again in the backward pass
-
-A figure alone is cut into equal parts by a split, unless `divides: false`: then every device of a split has all of it.
+    split: parts                        # parts (the default): a split cuts the layer, figures alone into equal parts;
+                                        # whole: each of its devices does all of it; rows: they share its rows, and
+                                        # reduce its gradients, as layers do beside experts that are cut
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class ExchangeEntry(_Entry):
 
     kind: Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
     bytes: Amount
-    """Per row, of the value that it makes whole, or cuts."""
+    """Per row, of the whole value, of which each device makes, has or gets a part."""
 
 
 class LayerEntry(_Entry):
@@ -111,8 +112,8 @@ class LayerEntry(_Entry):
 
     name: str
     repeat: Count = 1
-    divides: bool = True
-    """Whether a split cuts it."""
+    split: Literal["parts", "whole", "rows"] = "parts"
+    """What the devices of a split do: each a part of it, each all of it, or each all of it on a part of the rows."""
     parameters: ByDegree = Field(default_factory=lambda: {0: 0.0})
     """Elements."""
     saved_bytes: ByDegree = Field(default_factory=lambda: {0: 0.0})
@@ -142,19 +143,19 @@ class LayerEntry(_Entry):
         """Whether FLOPs and bytes say what it costs where no seconds do; FLOPs alone are for the part of peaks."""
         return self.bytes is not None
 
-    def on(self, figure: Mapping[int, float] | None, split: int) -> float | None:
+    def on(self, figure: Mapping[int, float] | None, degree: int) -> float | None:
         """A figure of one device at a split degree; None where the file does not say."""
         if figure is None:
             return 0.0
-        if split in figure:
-            return figure[split]
-        whole = figure.get(0, figure.get(1) if not self.divides or split == 1 else None)
-        return None if whole is None else whole / split if self.divides else whole
+        if self.split != "parts":
+            return figure.get(1, figure.get(0))
+        whole = figure.get(0, figure.get(1) if degree == 1 else None)
+        return figure.get(degree, None if whole is None else whole / degree)
 
-    def seconds_on(self, device: DeviceProfile, split: int) -> SecondsEntry | None:
+    def seconds_on(self, device: DeviceProfile, degree: int) -> SecondsEntry | None:
         """What was measured on a type of device, or on the type that it refines."""
         found = self.seconds.get(device.name) or self.seconds.get(device.base)
-        return None if found is None else found.get(split) or (None if self.divides else found.get(1))
+        return None if found is None else found.get(degree if self.split == "parts" else 1)
 
 
 class LayerFile(_Entry):
