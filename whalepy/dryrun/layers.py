@@ -11,6 +11,7 @@ from math import ceil
 import torch
 from torch import nn
 
+from whalepy.dryrun.blocks import LEAST_REPEATS
 from whalepy.dryrun.counting import Counter
 from whalepy.dryrun.rehearse import META, OPTIMIZERS
 from whalepy.errors import AnnotationError, PlanError
@@ -19,8 +20,6 @@ from whalepy.hardware.layer_profile import LayerEntry, LayerFile
 from whalepy.planner.balance import Curve
 from whalepy.planner.work import KEPT, Event, Fold, Holdings, Phase, Recorded
 
-LEAST_REPEATS = 5
-"""Layers that repeat less often are all written out."""
 BACKWARD = 2
 """Products, and bytes, of a backward pass over those of its forward pass: a gradient of each of two operands."""
 _ITEM = {"float16": 2, "bfloat16": 2, "float8": 1, "float64": 8}
