@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -20,7 +20,7 @@ from tests.exactness import Run, compare
 from tests.pool import Pool
 from tests.programs import ResidualWithLoss, built_for
 from whalepy.program.call import operator_name
-from whalepy.rewrite.deferred import deferred
+from whalepy.rewrite.deferred import deferred, deferred_graph
 from whalepy.rewrite.deferring import Deferred, Queue, deferring
 from whalepy.runtime.captured import CapturedModel
 from whalepy.runtime.steps import StepProgram
@@ -284,6 +284,28 @@ def test_what_cannot_wait_says_why(
     after, notes = deferred(made.rewritten, made.program)
     assert f"{operator} gives its weight gradient in the backward pass: {reason}" in notes
     assert not any(isinstance(node.target, Deferred) for node in after.graph.graph.nodes)
+
+
+def test_a_bias_that_is_computed_does_not_wait() -> None:
+    def make() -> models.Made:
+        torch.manual_seed(0)
+        return One(lambda x, w, b: F.linear(x, w, b.tanh()), (12, WIDE), V), [(torch.randn(X),)]
+
+    plain, late, seen = both(make, 1)
+    assert all(same(gradient, late[name]) for name, gradient in plain.items())
+    assert seen.missing == {"parameters_of_op.0"}
+
+
+def test_arguments_given_by_name() -> None:
+    graph = fx.Graph()
+    x, w, b = map(graph.placeholder, "xwb")
+    w.meta["val"], x.meta["val"] = torch.randn(M).t(), torch.randn(X)
+    y = graph.call_function(aten.linear.default, (x, w), {"bias": b})
+    graph.output(y)
+    module = fx.GraphModule({}, graph)
+    after, _ = deferred_graph(module, trained={"w", "b"}, inputs={"x"}, learning={"w", "b", y.name})
+    values = torch.randn(X), torch.randn(12, WIDE), torch.randn(V)
+    assert torch.equal(after(*values), module(*values))
 
 
 def test_a_product_without_a_weight_has_no_note() -> None:

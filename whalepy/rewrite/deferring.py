@@ -95,8 +95,7 @@ class Deferred:
     def __call__(self, *args: Any) -> Tensor:
         queue = _QUEUE.get()
         x, weight = args[self.form.x], args[self.form.weight]
-        trained = weight.requires_grad and torch.is_grad_enabled()
-        if queue is None or not trained or not (x.numel() and weight.numel()):
+        if queue is None or not weight.requires_grad or not (x.numel() and weight.numel()):
             return self.op(*args)
         return _Deferring.apply(self, queue, args, x, weight, self.bias(args))  # pyright: ignore[reportReturnType]
 
