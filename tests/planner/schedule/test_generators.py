@@ -8,6 +8,7 @@ import pytest
 
 from tests.planner.schedule.plans import KINDS, PLAIN, Case, chain, in_a_chain, looped, plain, seconds
 from whalepy.planner.schedule.generators import forward_only
+from whalepy.planner.schedule.hosting import blocks_of
 from whalepy.planner.schedule.kinds import compute_actions
 from whalepy.planner.schedule.lowering import lowered
 from whalepy.planner.schedule.simulate import Simulated, in_flight, simulate
@@ -121,6 +122,22 @@ def test_odd_hosts_are_verified_and_not_slower_than_one_by_one(kind: str) -> Non
         for microbatches in MICROBATCHES:
             found = played(Case(kind, hosts, microbatches, chain(stages)))
             assert found.step_s <= 3 * microbatches * stages
+
+
+def test_odd_hosts_hold_no_more_than_theirs() -> None:
+    """Of L blocks of neighbouring stages, block i holds min(M, L - i) under 1F1B, and min(M, L) under zero-bubble."""
+    reached: set[str] = set()
+    for hosts in (((0, 2), (1,)), ((0, 3), (1, 2)), ((0,), (1, 3, 5), (2, 4)), looped(2, 2), looped(3, 2)):
+        blocks = blocks_of(hosts)
+        for kind in ("1f1b", "zero-bubble"):
+            for microbatches in MICROBATCHES:
+                found = in_flight(compute_actions(kind, hosts, microbatches))
+                for index, block in enumerate(blocks):
+                    most = min(microbatches, len(blocks) - (index if kind == "1f1b" else 0))
+                    assert max(found[stage] for stage in block.stages) <= most
+                    if microbatches > len(blocks) and found[block.stages[0]] == most:
+                        reached.add(kind)
+    assert reached == {"1f1b", "zero-bubble"}
 
 
 def test_forward_only() -> None:
