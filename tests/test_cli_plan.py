@@ -69,6 +69,7 @@ number = 3
 TINY = {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 32}
 CONFIGS: dict[str, object] = {
     "tiny": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **TINY},
+    "long": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **TINY, "n_positions": 20000, "n_embd": 64},
     "no_type": {},
     "no_class": {"model_type": "gpt2"},
     "odd_class": {"model_type": "gpt2", "architectures": [3]},
@@ -111,6 +112,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "minus.yaml").write_text("nodes: [{devices: [{type: T4, count: -2}]}]")
     (folder / "slow.yaml").write_text("nodes: [{devices: [{type: T4, count: 2}], link: {bandwidth: 0}}]")
     (folder / "small.yaml").write_text("nodes: [{devices: [{type: T4, count: 2, memory_gib: 3.5}]}]")
+    (folder / "room.yaml").write_text("nodes: [{devices: [{type: T4, count: 2, memory_gib: 2.5}]}]")
+    mixed = "{type: T4, count: 1, memory_gib: 2.5}, {type: V100-PCIE-16GB, count: 1, memory_gib: 3}"
+    (folder / "mixed.yaml").write_text(f"nodes: [{{devices: [{mixed}]}}]")
     (folder / "cut.json").write_text('{"model_type": ')
     for name, content in CONFIGS.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -171,6 +175,34 @@ def test_what_would_fit_does(place: Path, run: Callable[..., Done], forced: tupl
         done = run(*command, *shlex.split(way))
     assert done.returncode == 0, done.stdout
     assert forced == () or "not runnable" not in done.stdout or "zero" in done.stdout or "recompute" in done.stdout
+
+
+# Clusters of which the memory of some devices is nearly full.
+ROOM = {
+    "all alike": ("train.py:deep", ("--cluster", "room.yaml", "--batch-size", "512")),
+    "two types": ("train.py:deep", ("--cluster", "mixed.yaml", "--batch-size", "512")),
+    "sequences": ("hf:long.json", ("--cluster", "room.yaml", "--seq-len", "64")),
+    "sequences on two types": ("hf:long.json", ("--cluster", "mixed.yaml", "--seq-len", "64", "--batch-size", "12")),
+    "in microbatches": ("hf:long.json", ("--cluster", "room.yaml", "--seq-len", "64", "--microbatches", "4")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "asked"), ROOM.values(), ids=ROOM)
+def test_the_room_that_is_left_is_there(
+    place: Path, run: Callable[..., Done], target: str, asked: tuple[str, ...]
+) -> None:
+    """Pasted back, either suggestion fits."""
+    run(target, *asked, "--json", "room.json")
+    told = json.loads((place / "room.json").read_text())
+    assert told["verdict"] == "fits" and told["largest_batch"] > told["subject"]["rows"]
+    grown = [("--batch-size", told["largest_batch"])]
+    if told["subject"]["tokens"]:
+        assert told["longest_sequence"] > told["subject"]["tokens"]
+        grown.append(("--seq-len", told["longest_sequence"]))
+    for option, value in grown:
+        assert run(target, *asked, option, str(value), "--json", "grown.json").returncode == 0
+        assert json.loads((place / "grown.json").read_text())["verdict"] != "no"
 
 
 def test_forced_degrees_stay_forced(place: Path, run: Callable[..., Done]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from whalepy.errors import PlanError, WhaleError
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
 from whalepy.primitives import annotate, replicate, scopes_on, split
 from whalepy.runtime.arguments import as_arguments
@@ -58,8 +61,7 @@ def compile(
         backend=None if backend == "eager" else backend, loss_weight=loss_weight if capture else None,
     )  # fmt: skip
     choices = _choices(microbatches, seed, plan)
-    if choices.plan is not None and choices.plan.annotation and not scopes_on(model):
-        annotate(model, {"": [PRIMITIVES[kind](degree) for kind, degree in choices.plan.annotation]})
+    _annotate_as(choices.plan, model)
     device = this_device()
     host = start_process_group(device)
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
@@ -85,18 +87,25 @@ def plan(
     microbatches: int | None = None,
     sync_batchnorm: bool = False,
     seed: int = 0,
+    plan: Plan | str | Path | None = None,
     **later: Any,
 ) -> Plan:
     """The plan that `compile` would run, with the program of every rank; no process group, no weights, no GPU.
 
-    Takes the arguments of `compile`. The model may live on the meta device.
+    Takes the arguments of `compile`. The model may live on the meta device. A saved `plan` is that plan again, with its
+    programs. Raises PlanError where it belongs to another model or to other devices.
     """
     defaults = {"backend": "eager", "capture": True, "optimizer": "adamw"}
     _refuse_later(**{k: v for k, v in later.items() if v not in (None, False, 0) and v != defaults.get(k)})
     if example_inputs is None:
         raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")
+    choices = _choices(microbatches, seed, plan)
+    if choices.plan is not None and cluster_spec is not None:
+        check_devices(choices.plan, ClusterSpec.load(cluster_spec))
+    _annotate_as(choices.plan, model)
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
-    return plan_alone(recipe, cluster_spec, _choices(microbatches, seed, None), as_arguments(example_inputs))
+    made = plan_alone(recipe, cluster_spec, choices, as_arguments(example_inputs))
+    return made if choices.plan is None else replace(choices.plan, programs=made.programs)
 
 
 PRIMITIVES = {"replicate": replicate, "split": split}
@@ -105,13 +114,13 @@ PRIMITIVES = {"replicate": replicate, "split": split}
 def _choices(microbatches: int | None, seed: int, plan: Plan | str | Path | None) -> Choices:
     if microbatches is not None and microbatches < 1:
         raise PlanError(f"microbatches must be at least 1, not {microbatches}")
-    if plan is None or isinstance(plan, Plan):
-        return Choices(microbatches, seed, plan)
-    try:
-        text = Path(plan).read_text()
-    except OSError as error:
-        raise PlanError(f"the plan {plan} cannot be read: {error.strerror}") from error
-    return Choices(microbatches, seed, Plan.from_json(text))
+    return Choices(microbatches, seed, None if plan is None else read_plan(plan))
+
+
+def _annotate_as(plan: Plan | None, model: nn.Module) -> None:
+    """Put the scopes that a saved plan was made with on a model without any."""
+    if plan is not None and plan.annotation and not scopes_on(model):
+        annotate(model, {"": [PRIMITIVES[kind](degree) for kind, degree in plan.annotation]})
 
 
 def _refuse_later(**options: Any) -> None:

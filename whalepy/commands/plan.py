@@ -85,6 +85,9 @@ def plan(
     top: Annotated[int, typer.Option("--top", help="How many of the plans tried to print; --json has all")] = 5,
     program: Annotated[int | None, typer.Option("--program", help="Print the program of this rank as well")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan, for compile(plan=FILE)")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Cost this saved plan anew, in place of looking for the best")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the forecast as JSON; - prints it, and nothing else")
     ] = None,
@@ -110,6 +113,8 @@ def plan(
     _known("precision", precision, PRECISIONS)
     if program is not None and str(json_file) == "-":
         raise PlanError("--program and --json - both print", fix="write the JSON to a file: --json FILE")
+    if plan_file is not None and target.startswith("layers:"):
+        raise PlanError("--plan needs the model itself: layers without code have no saved plan", fix="leave out --plan")
     files = Files(save, json_file, html, trace)
     files.check()
     from whalepy.planner.shares import parse_shares
@@ -136,12 +141,13 @@ def plan(
             zero,
             recompute,  # type: ignore[arg-type]
             keeps_plan=save is not None or program is not None,
+            plan=None if plan_file is None else str(plan_file),
         )
         forecast, chosen = (run_described if target.startswith(PREFIX) else run)(request, progress)
     finally:
         progress("")
-    if save is not None:
-        forecast = replace(forecast, plan_file=str(save))
+    if save is not None or plan_file is not None:
+        forecast = replace(forecast, plan_file=str(save or plan_file))
     code = None if program is None or chosen is None else chosen.program(program)
     _print(forecast, top=top, as_json=str(json_file) == "-")
     files.write(forecast, chosen)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from whalepy.dryrun.beyond import adds, largest_batch, longest_sequence, modules_of
+from whalepy.dryrun.beyond import adds, modules_of
 from whalepy.dryrun.ladder import Strategy, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.recompute import RECOMPUTE
+from whalepy.dryrun.room import largest_batch, longest_sequence
 from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
@@ -34,18 +35,27 @@ from whalepy.planner.timeline import WAITING, RankTrack
 
 
 def answer(
-    study: Study, model: nn.Module, cluster: ClusterSpec, options: Options, subject: Subject, progress: Progress
+    study: Study,
+    model: nn.Module,
+    cluster: ClusterSpec,
+    options: Options,
+    subject: Subject,
+    progress: Progress,
+    given: Tried | None = None,
 ) -> tuple[Forecast, Tried]:
-    """The best plan under the options, and its forecast. Raises PlanError where the options cannot be met."""
-    wanted = strategies(model, cluster, options, study.rows)
-    own, left_out = tried_in_order(study, cluster, wanted, options, progress)
+    """The best plan under the options, or the one that is given, and its forecast.
+
+    Raises PlanError where the options cannot be met.
+    """
+    wanted = strategies(model, cluster, options, study.rows) if given is None else []
+    own, left_out = tried_in_order(study, cluster, wanted, options, progress) if given is None else ([given], [])
     if not own:
         raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
     if options.saves_freely and all(tried.verdict == "no" for tried in own):
         own += with_savings(study, cluster, wanted, options, progress)
     best = min(own, key=lambda t: t.order)
     others: list[Tried] = []
-    for part, name in parts_of(cluster) if is_free(model, options) else ():
+    for part, name in parts_of(cluster) if given is None and is_free(model, options) else ():
         progress(f"{name} alone")
         strategy = levels_of(len(part.devices), 1), f"{name} alone", ""
         savings, count = best.candidate.savings, best.candidate.microbatches

@@ -1,103 +1,56 @@
-"""What a forecast tells beside its plan: what each device adds, how much more would fit, and the model as a tree."""
+"""What a forecast tells beside its plan: what each device adds, what would fit, and the model as a tree."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
-
-from torch import nn
 
 from whalepy.dryrun.blocks import module_of
 from whalepy.dryrun.described import DescribedCandidate, modules_of_layers
-from whalepy.dryrun.shares import curves_of
+from whalepy.dryrun.room import largest_batch
+from whalepy.dryrun.shares import best_rows
+from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.tried import Tried
-from whalepy.planner.balance import balance
+from whalepy.errors import WhaleError
 from whalepy.planner.forecast import ModulePart
 from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
 
-_MOST_ROWS = 1_000_000
-
 
 def adds(best: Tried) -> dict[int, float | None]:
-    """Per rank, the part of the throughput that would be lost without its device; None where replicas are several."""
-    candidate, total = best.candidate, sum(best.rows)
-    if candidate.replicas != len(best.ranks) or len(best.ranks) == 1:
-        return dict.fromkeys(best.ranks)
-    curves = curves_of(candidate, total)
-    now = max(seconds(rows) for (seconds, _), rows in zip(curves, best.rows, strict=True))
-    found: dict[int, float | None] = {}
-    known: dict[Any, float] = {}
-    for rank in best.ranks:
-        kind = curves[candidate.replica_of(rank)]
-        if kind in known:
-            found[rank] = known[kind]
-            continue
-        others = [curve for replica, curve in enumerate(curves) if replica != candidate.replica_of(rank)]
-        most = [filled.most_rows(1.0, total) for _, filled in others]
-        rows = balance(total, [seconds for seconds, _ in others], most)
-        if rows is None:  # without it the batch does not fit
-            found[rank] = known[kind] = 1.0
-            continue
-        later = max(seconds(n) for (seconds, _), n in zip(others, rows, strict=True))
-        found[rank] = known[kind] = 1 - now / later
-    return found
+    """Per rank, the part of the throughput that the others, planned anew, lose without its device.
 
-
-def largest_batch(best: Tried) -> int:
-    """The largest global batch that the memory of the devices holds with this strategy."""
-    curves = curves_of(best.candidate, sum(best.rows))
-    return sum(filled.most_rows(1.0, _MOST_ROWS) for _, filled in curves)
-
-
-def longest_sequence(best: Tried, tokens: int | None) -> int | None:
-    """The longest sequence that the memory of the devices holds with this plan; None where lengths are not free.
-
-    Memory is a polynomial of the length, of second degree with attention scores: found through three lengths.
+    Less than 0 where they are faster without it. None where it was not tried: where ranks share a replica, or the
+    annotations of the model leave no other number of devices.
     """
-    if tokens is None or best.verdict == "no":
+    candidate = best.candidate
+    if candidate.replicas != len(best.ranks) or len(best.ranks) == 1 or best.verdict == "no":
+        return dict.fromkeys(best.ranks)
+    kinds = {rank: candidate.kind_of(candidate.replica_of(rank)) for rank in best.ranks}
+    first = {kind: rank for rank, kind in reversed(kinds.items())}
+    known = {kind: _added(best, rank) for kind, rank in first.items()}
+    return {rank: known[kind] for rank, kind in kinds.items()}
+
+
+def _added(best: Tried, rank: int) -> float | None:
+    found, study = best.candidate, best.candidate.study
+    others = only(found.cluster, set(range(len(best.ranks))) - {found.device_of[rank]})
+    levels = None if found.levels is None else levels_of(len(others.devices), 1)
+    try:
+        candidate = study.candidate(levels, others, others.speeds(), found.microbatches, found.savings)
+    except WhaleError:
         return None
-    study, most = best.candidate.study, _positions(best.candidate.study.recipe.model)
-    filled = [max(best.candidate.filled(rank, best.rows_of(rank)) for rank in best.ranks)]
-    for times in (2, 4):
-        longer = study.with_length(tokens, times * tokens)
-        if longer is None:
-            return None
-        found = best.candidate
-        again = longer.candidate(found.levels, found.cluster, found.cluster.speeds(), found.microbatches, found.savings)
-        filled.append(max(again.filled(rank, best.rows_of(rank)) for rank in best.ranks))
-    curve = _through(*filled)
-    low, high = tokens, min(most or _MOST_TIMES * tokens, _MOST_TIMES * tokens)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if curve(middle / tokens) <= 1 else (low, middle - 1)
-    return low
-
-
-_MOST_TIMES = 64
-
-
-def _through(one: float, two: float, four: float) -> Callable[[float], float]:
-    """The polynomial of second degree with these values at 1, 2 and 4; never falling."""
-    bend = ((four - two) / 2 - (two - one)) / 3
-    slope = two - one - 3 * bend
-    return lambda x: max(one, one + slope * (x - 1) + bend * (x * x - 1))
-
-
-def _positions(model: nn.Module) -> int | None:
-    """The longest sequence that the model itself takes, where its configuration says so."""
-    config = getattr(model, "config", None)
-    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    return next((number for number in found if isinstance(number, int) and number > 0), None)
+    rows = best_rows(candidate, study.rows)
+    without = Tried(candidate, rows, "", "", candidate.played(rows))
+    return 1.0 if without.verdict == "no" else 1 - best.step_s / without.step_s
 
 
 def ways_out(tried: Sequence[Tried], *, shares_forced: bool) -> tuple[str, ...]:
     """Flags that make the model fit where nothing does: plain descent, then a smaller batch."""
     found = [f"{plan.flags} --optimizer sgd".strip() for plan in tried if _fits_without_state(plan)][:1]
-    batches = [(_batch_of_equal(plan) if shares_forced else largest_batch(plan), plan) for plan in tried[:3]]
+    batches = [(largest_batch(plan, 1.0, equal=shares_forced), plan) for plan in tried[:3]]
     most, plan = max(batches, key=lambda pair: pair[0])
     if most >= plan.candidate.replicas:
         kept = re.sub(r" --shares \S+", " --shares equal" if shares_forced else "", plan.flags)
@@ -105,12 +58,6 @@ def ways_out(tried: Sequence[Tried], *, shares_forced: bool) -> tuple[str, ...]:
         kept = kept if count * plan.candidate.replicas <= most else re.sub(r" --microbatches \d+", "", kept)
         found.append(f"{kept} --batch-size {most}".strip())
     return tuple(found)
-
-
-def _batch_of_equal(plan: Tried) -> int:
-    """The largest batch with equal shares."""
-    curves = curves_of(plan.candidate, sum(plan.rows))
-    return plan.candidate.replicas * min(filled.most_rows(1.0, _MOST_ROWS) for _, filled in curves)
 
 
 def _fits_without_state(plan: Tried) -> bool:

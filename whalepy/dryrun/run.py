@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from whalepy.dryrun.answer import Sizes, answer, saved, sizes_of, subject_of
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, folded
+from whalepy.dryrun.loaded import costed, kept
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.study import Study
@@ -21,6 +22,7 @@ from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
 from whalepy.planner.forecast import Forecast
+from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
 from whalepy.runtime.build import Recipe
 
@@ -46,6 +48,8 @@ class Request:
     recompute: Recompute | None = None
     keeps_plan: bool = True
     """Whether the plan is wanted beside the forecast: that takes the capture of the whole model."""
+    plan: str | None = None
+    """The file of a saved plan, to be costed anew."""
 
 
 def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
@@ -53,6 +57,10 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     if request.optimizer not in OPTIMIZERS:
         raise PlanError(f"no optimizer {request.optimizer!r}", fix=did_you_mean(request.optimizer, list(OPTIMIZERS)))
     cluster = ClusterSpec.load(request.cluster)
+    given = None if request.plan is None else read_plan(request.plan)
+    if given is not None:
+        _check_alone(request)
+        check_devices(given, cluster)
     _check_precision(request.precision, cluster)
     progress("building the model")
     target = target_of(request.target, request.rows, request.length)
@@ -60,9 +68,11 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     model, example = _in_precision(target.model, target.example, request.precision)
     recipe = Recipe(model)
     options = options_of(request)
-    forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress)
+    forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress, given)
     chosen = None
-    if request.keeps_plan:
+    if given is not None:
+        chosen = kept(given, best)
+    elif request.keeps_plan:
         if whole is None:
             progress("capturing the whole model")
             whole = _study(recipe, example, request, NO_BLOCKS)
@@ -95,15 +105,17 @@ def _answered(
     request: Request,
     sizes: Sizes,
     progress: Callable[[str], None],
+    given: Plan | None,
 ) -> tuple[Forecast, Tried, Study | None]:
     """The forecast, the plan behind it, and the study of the model if that is of the whole model."""
 
     def of(study: Study) -> tuple[Forecast, Tried]:
         subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
-        return answer(study, recipe.model, cluster, options, subject, progress)
+        tried = None if given is None else costed(given, str(request.plan), study, cluster, options)
+        return answer(study, recipe.model, cluster, options, subject, progress, tried)
 
     progress("capturing the model")
-    with folded(recipe.model) as blocks:
+    with folded(recipe.model, fold=given is None) as blocks:
         study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
         if study is not None:
             return (*of(study), None)
@@ -128,6 +140,13 @@ def _study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> St
     if study.rows < 1:
         raise PlanError("the example batch has no rows", fix="return at least one row, or give --batch-size")
     return study
+
+
+def _check_alone(request: Request) -> None:
+    """PlanError: something that the saved plan has decided is forced too."""
+    forced = ("replicate", "split", "microbatches", "shares")
+    for name in (name for name in forced if getattr(request, name) is not None):
+        raise PlanError(f"--{name} and --plan cannot both decide", fix=f"leave out --{name}, or plan without --plan")
 
 
 def _check_precision(precision: str | None, cluster: ClusterSpec) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
+from whalepy.planner.plan import Plan
 from whalepy.primitives import Primitive, replicate, scopes_on, split
 
 
@@ -44,6 +45,14 @@ def strategies(
 
 def levels_of(r: int, s: int) -> tuple[Primitive, ...]:
     return tuple(level for level in (replicate(r), split(s)) if level.degree != 1)
+
+
+def levels_of_plan(plan: Plan) -> tuple[Primitive, ...]:
+    """The scopes over the whole model that a plan was made with."""
+    return tuple(_PRIMITIVES[kind](degree) for kind, degree in plan.annotation)
+
+
+_PRIMITIVES = {"replicate": replicate, "split": split}
 
 
 def _name(r: int, s: int) -> str:

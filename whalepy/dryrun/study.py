@@ -132,6 +132,10 @@ class Study:
             self.cuts[key] = self._cut(levels, cluster, speeds, run, orders)
         return Candidate(self, cluster, self.cuts[key], levels, microbatches, savings)
 
+    def identity(self, levels: Sequence[Primitive] | None) -> str:
+        """What a plan under these scopes knows the model by; None: under its own."""
+        return identity(self.program if levels is None else _within(self.program, levels))
+
     def _cut(
         self,
         levels: Sequence[Primitive] | None,
