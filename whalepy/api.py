@@ -56,11 +56,11 @@ def compile(
     Raises WhaleError, the same on every rank: of annotation, cluster, capture, plan or verification.
     """
     _refuse_later(
-        schedule=schedule, precision=precision, recompute=recompute, zero=zero or None, offload=offload,
+        precision=precision, recompute=recompute, zero=zero or None, offload=offload,
         rebalance=rebalance,
         backend=None if backend == "eager" else backend, loss_weight=loss_weight if capture else None,
     )  # fmt: skip
-    choices = _choices(microbatches, seed, plan)
+    choices = _choices(microbatches, seed, plan, schedule)
     _annotate_as(choices.plan, model)
     device = this_device()
     host = start_process_group(device)
@@ -85,6 +85,7 @@ def plan(
     loss_fn: Callable[..., Any] | None = None,
     batch_dim: int | Mapping[str | int, int | None] = 0,
     microbatches: int | None = None,
+    schedule: str | None = None,
     sync_batchnorm: bool = False,
     seed: int = 0,
     plan: Plan | str | Path | None = None,
@@ -99,7 +100,7 @@ def plan(
     _refuse_later(**{k: v for k, v in later.items() if v not in (None, False, 0) and v != defaults.get(k)})
     if example_inputs is None:
         raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")
-    choices = _choices(microbatches, seed, plan)
+    choices = _choices(microbatches, seed, plan, schedule)
     if choices.plan is not None and cluster_spec is not None:
         check_devices(choices.plan, ClusterSpec.load(cluster_spec))
     _annotate_as(choices.plan, model)
@@ -111,10 +112,12 @@ def plan(
 PRIMITIVES = {"replicate": replicate, "split": split}
 
 
-def _choices(microbatches: int | None, seed: int, plan: Plan | str | Path | None) -> Choices:
+def _choices(
+    microbatches: int | None, seed: int, plan: Plan | str | Path | None, schedule: str | None = None
+) -> Choices:
     if microbatches is not None and microbatches < 1:
         raise PlanError(f"microbatches must be at least 1, not {microbatches}")
-    return Choices(microbatches, seed, None if plan is None else read_plan(plan))
+    return Choices(microbatches, seed, None if plan is None else read_plan(plan), schedule)
 
 
 def _annotate_as(plan: Plan | None, model: nn.Module) -> None:

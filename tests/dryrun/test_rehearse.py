@@ -63,7 +63,7 @@ def sent_bytes(kind: type[nn.Module], scopes: str) -> list[int]:
     parallel = whalepy.compile(annotated(kind, scopes), f"{SCOPES[scopes][0]}xcpu", batch())
     own = parallel.local_batch(batch())
     parallel.train_step(**own)
-    groups = parallel._placement.groups
+    groups = parallel._places[0].groups
     before = [group.sent_bytes for group in groups]
     parallel.train_step(**own)
     return [group.sent_bytes - was for group, was in zip(groups, before, strict=True)]

@@ -151,13 +151,6 @@ PLANS: dict[str, tuple[Callable[[], Any], type[WhaleError], str]] = {
         PlanError,
         "microbatches must be at least 1, not 0",
     ),
-    "a primitive that does not execute yet": (
-        lambda: planned(Mlp(), {"": whalepy.stage(2)}),  # line: stage
-        AnnotationError,
-        "stage does not execute yet\n"
-        "  at:  {stage}\n"
-        "  fix: use replicate and split; stages and clusters come with the pipeline runtime",
-    ),
     "an option that is not there yet": (
         lambda: planned(Mlp(), {"": whalepy.replicate(2)}, precision="bf16"),
         WhaleError,

@@ -91,7 +91,7 @@ def test_frozen_parameters_cost_no_gradient_state_or_traffic(workers: Pool) -> N
         model = whalepy.annotate(model, {"": whalepy.replicate(2)})
         parallel = whalepy.compile(model, "2xcpu", batch())
         optimizer = torch.optim.AdamW(parallel.parameters())
-        (group,) = parallel._placement.groups
+        (group,) = parallel._places[0].groups
         before = group.sent_bytes
         parallel.train_step(*parallel.local_batch(batch()))
         sent = group.sent_bytes - before

@@ -107,7 +107,7 @@ def test_a_way_that_this_rank_lacks_is_added() -> None:
     parameter, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     reach = Reach([parameter * 2, other * 3])
     host = _Told(alone(), torch.tensor([1, 0, 1, 0]))
-    loss = reach.tie(torch.zeros(()), [parameter, other], host)
+    loss = reach.tie([torch.zeros(())], [parameter, other], host)
     loss.backward()
     assert torch.equal(parameter.grad, torch.zeros(2)) and other.grad is None  # pyright: ignore[reportArgumentType]
 

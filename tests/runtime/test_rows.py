@@ -12,11 +12,15 @@ import torch
 from whalepy.errors import BatchError
 from whalepy.planner.decide import Cut
 from whalepy.runtime.extents import Grid, chunk
-from whalepy.runtime.rows import RowSampler, local_rows
+from whalepy.runtime.rows import Pieces, RowSampler, local_rows
 
 
 def flat(*weights: float) -> Grid:
     return Grid((len(weights),), (Cut(0, weights),), (0,))
+
+
+def pieces(grid: Grid, *coordinates: int) -> Pieces:
+    return lambda total: grid.row_pieces(total, coordinates)
 
 
 # replicate by 2:1, inside it a split of two that cuts no rows, inside it a replicate by 1:1
@@ -46,12 +50,12 @@ def test_the_outer_level_cuts_first() -> None:
 
 
 def test_intervals_tile_the_batch_and_ranks_of_a_split_level_share_theirs() -> None:
-    intervals = [NEST.row_interval(9, (a, b, c)) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+    intervals = [NEST.row_pieces(9, (a, b, c))[0] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
     assert intervals == [(0, 3), (3, 3), (0, 3), (3, 3), (6, 2), (8, 1), (6, 2), (8, 1)]
 
 
 def test_a_slice_keeps_the_structure_and_what_has_no_rows() -> None:
-    cut = local_rows(BATCH, (0, 0, None), flat(3, 1), (1,))
+    cut = local_rows(BATCH, (0, 0, None), pieces(flat(3, 1), 1))
     assert list(cut) == ["x", "y", "alpha"]
     assert cut["x"].tolist() == [[6], [7]]
     assert cut["y"].tolist() == [6, 7]
@@ -76,7 +80,7 @@ def test_a_slice_keeps_the_structure_and_what_has_no_rows() -> None:
 )
 def test_no_one_number_of_rows(arguments: Any, dims: tuple[int | None, ...], message: str) -> None:
     with pytest.raises(BatchError) as error:
-        local_rows(arguments, dims, flat(1, 1), (0,))
+        local_rows(arguments, dims, pieces(flat(1, 1), 0))
     assert str(error.value) == message
 
 
@@ -89,7 +93,7 @@ def test_microbatches_are_as_equal_as_possible(rows: int, count: int, expected: 
 
 
 def samplers(length: int, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> list[RowSampler]:
-    return [RowSampler(range(length), flat(3, 1), (at,), batch_size, shuffle, seed) for at in (0, 1)]
+    return [RowSampler(range(length), [flat(3, 1)], pieces(flat(3, 1), at), batch_size, shuffle, seed) for at in (0, 1)]
 
 
 def steps(length: int, batch_size: int, **options: Any) -> list[list[list[int]]]:

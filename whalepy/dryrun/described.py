@@ -17,7 +17,7 @@ from whalepy.hardware.layer_profile import LayerEntry, LayerFile
 from whalepy.planner import decide
 from whalepy.planner.decide import Orders
 from whalepy.planner.forecast import ModulePart
-from whalepy.planner.plan import Plan
+from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.work import Recorded
 from whalepy.primitives import Primitive
 from whalepy.program.analysis import Program
@@ -82,16 +82,18 @@ def _plan(levels: Sequence[tuple[str, int]], cluster: ClusterSpec, speeds: Seque
     mesh = tuple(degree for _, degree in levels) or (1,)
     cuts = tuple(decide.Cut(level, (1.0,) * degree) for level, degree in enumerate(mesh))
     kinds = [kind for kind, _ in levels] or ["replicate"]
-    return Plan(
+    everything = tuple(range(len(cluster.devices)))
+    stage = StagePlan(
         mesh=mesh,
         cuts=cuts,
         row_cuts=tuple(level if kind == "replicate" else None for level, kind in enumerate(kinds)),
         orders={},
         speeds=tuple(speeds),
         device_types=tuple(device.type for device in cluster.devices),
-        rank_of=tuple(range(len(cluster.devices))),
-        rows=rows,
+        rank_of=everything,
+        devices=everything,
     )
+    return Plan((stage,), devices=len(everything), rows=rows)
 
 
 @dataclass

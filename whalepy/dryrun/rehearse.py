@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
@@ -20,16 +19,19 @@ from whalepy.dryrun.gathered import Gathered
 from whalepy.dryrun.recompute import Recompute, attention_of, with_regions
 from whalepy.dryrun.silent import SilentGroup
 from whalepy.errors import PlanError
+from whalepy.planner.placing import Arrangement
 from whalepy.planner.plan import Plan
+from whalepy.planner.schedule.actions import Action
 from whalepy.planner.work import Holdings, Recorded
 from whalepy.program.analysis import Program
 from whalepy.rewrite.kernels import Seeded, attention, bridge
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.arguments import Arguments, Shape, as_arguments, leaf_names, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe
-from whalepy.runtime.captured import CapturedModel, Runnable
-from whalepy.runtime.extents import Grid, StepSizes
+from whalepy.runtime.captured import CapturedModel, StageRun
+from whalepy.runtime.extents import grid_of
 from whalepy.runtime.norms import Placement
+from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.rows import local_rows
 
 META = torch.device("meta")
@@ -48,8 +50,10 @@ class RehearsedModel(CapturedModel):
     """The compiled model of one rank without the other ranks."""
 
     def __init__(self, rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, counter: Counter) -> None:
-        world = len(plan.rank_of)
-        super().__init__(rehearsed.recipe, META, SilentGroup(-1, world, rank, None), lambda _: (plan, main))
+        host = SilentGroup(-1, len(plan.rank_of), rank, None)
+        devices = tuple(range(len(plan.rank_of)))
+        pipeline = Pipeline((main,), Arrangement((), (devices,), {}, 1), {}, {}, {})
+        super().__init__(rehearsed.recipe, META, host, lambda _: (plan, pipeline))
         self._counter = counter
         self._master = rehearsed.master
         self._dtypes: dict[str, torch.dtype] = {}
@@ -65,8 +69,8 @@ class RehearsedModel(CapturedModel):
             SilentGroup(level, size, at, self._counter)
             for level, (size, at) in enumerate(zip(plan.mesh, coordinates, strict=True))
         )
-        self._placement = Placement(META, self._host, groups, coordinates)
-        self._grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
+        self._places = {0: Placement(META, self._host, groups, coordinates)}
+        self._grids = [grid_of(plan, plan.only)]
 
     def _store_parameters(self) -> None:
         model = self._recipe.model
@@ -80,9 +84,9 @@ class RehearsedModel(CapturedModel):
             box = torch.empty(box.shape, dtype=kept, device=META)
             self._attach(name, nn.Parameter(box, value.requires_grad) if is_parameter else box)
 
-    def _read(self, runnable: Runnable, name: str, box: torch.Tensor) -> torch.Tensor:
+    def _read(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
         """What the program reads, in the type it computes with."""
-        value = super()._read(runnable, name, box).to(self._dtypes[name])
+        value = super()._read(stage, name, box).to(self._dtypes[name])
         self.copies[name] = 0 if value.dtype == box.dtype else value.nbytes
         return value
 
@@ -92,19 +96,10 @@ class RehearsedModel(CapturedModel):
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(leaf_names(example), leaves, strict=True))
         return leaves, dims, self.whole_shapes
 
-    def _microbatches(
-        self, runnable: Runnable, leaves: list[Any], bindings: dict[sympy.Symbol, int]
-    ) -> Iterator[tuple[list[Any], StepSizes]]:
-        for part in super()._microbatches(runnable, leaves, bindings):
+    def _playing(self, action: Action) -> AbstractContextManager[Any]:
+        if action.op in ("F", "REDUCE"):
             self.starts.append(len(self._counter.events))
-            yield part
-
-    def _reduce_gradients(
-        self, runnable: Runnable, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        self.starts.append(len(self._counter.events))
-        with self._counter.during("gradient"):
-            super()._reduce_gradients(runnable, read, parameters)
+        return self._counter.during("gradient") if action.op == "REDUCE" else nullcontext()
 
     whole_shapes: list[Shape]
 
@@ -138,7 +133,7 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
     update = OPTIMIZERS[rehearsed.optimizer](trained, foreach=rehearsed.fused)
-    args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._grid, model._placement.coordinates))
+    args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._row_pieces))
     with counter, gathered.hooks() if gathered else nullcontext():
         for value in chain(model.parameters(), model.buffers()):
             counter.hold(value.data)
@@ -232,11 +227,9 @@ def _counted(rehearsed: Rehearsed, main: Analysed, counter: Counter, gathered: G
     made = replace(main, rewritten=replace(main.rewritten, graph=graph))
     if main.prologue is None:
         return made
-    program, decisions, ahead = main.prologue
-    plain = replace(rehearsed, recompute="none")
-    return replace(
-        made, prologue=(program, decisions, replace(ahead, graph=_named(ahead, program, plain, counter, None)))
-    )
+    ahead = main.prologue
+    plain = _named(ahead.rewritten, ahead.program, replace(rehearsed, recompute="none"), counter, None)
+    return replace(made, prologue=replace(ahead, rewritten=replace(ahead.rewritten, graph=plain)))
 
 
 def _named(

@@ -19,7 +19,7 @@ from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.planner.balance import Curve
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.decide import Decisions, Orders
-from whalepy.planner.plan import Plan
+from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.shares import round_shares
 from whalepy.planner.timeline import Played, play
 from whalepy.planner.unfold import Sharding, whole_step
@@ -34,7 +34,7 @@ from whalepy.runtime.build import Analysed, Recipe, analysed, identity
 from whalepy.runtime.planning import Choices, planned, program_for
 from whalepy.runtime.steps import batch_symbols
 
-_Cut = TypeVar("_Cut", Plan, Decisions)
+_Cut = TypeVar("_Cut", StagePlan, Decisions)
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,19 @@ class Study:
         orders: Orders | None,
     ) -> Cut:
         program = self.program if levels is None else _within(self.program, levels)
-        given = None if orders is None else _ordered(program, orders)
         places = tuple(range(len(cluster.devices)))
+        given = None if orders is None else _ordered(program, orders, len(places))
         try:
             plan, main = planned(program, cluster, places, Choices(microbatches, 0, given), speeds=tuple(speeds))
         except WhaleError as error:
             if levels is None:
                 raise
             raise type(error)(error.what, fix=error.fix) from error  # no line of the user's made these scopes
-        return Cut(plan, main, program, cluster)
+        if len(main.stages) > 1:
+            raise PlanError(
+                "a dry run of pipelines is not there yet", fix="plan without stages, or train: compile runs them"
+            )
+        return Cut(plan, main.only, program, cluster)
 
     def batch_of(self, rows: int) -> Arguments:
         """The example with another number of rows."""
@@ -168,9 +172,10 @@ class Study:
         return pytree.tree_unflatten(made, spec)
 
 
-def _ordered(program: Program, orders: Orders) -> Plan:
+def _ordered(program: Program, orders: Orders, devices: int) -> Plan:
     """A plan of a program of which only the orders count."""
-    return Plan((), (), (), orders, (), (), (), fingerprint=identity(program))
+    stage = StagePlan((), (), (), orders, (), (), ())
+    return Plan((stage,), devices=devices, fingerprint=identity(program))
 
 
 def _within(program: Program, levels: Sequence[Primitive]) -> Program:
@@ -406,9 +411,8 @@ def _with_equal_rows(main: Analysed, plan: Plan) -> tuple[Analysed, Plan]:
     """The same with equal shares on the levels that cut rows."""
     made = replace(main, decisions=_equal(main.decisions))
     if main.prologue is not None:
-        program, decisions, ahead = main.prologue
-        made = replace(made, prologue=(program, _equal(decisions), ahead))
-    return made, _equal(plan)
+        made = replace(made, prologue=replace(main.prologue, decisions=_equal(main.prologue.decisions)))
+    return made, replace(plan, stages=(_equal(plan.only),))
 
 
 def _equal(decided: _Cut) -> _Cut:

@@ -55,6 +55,8 @@ class Decisions:
 
     stored: Mapping[str, Layout]
     """Per parameter: the layout of the boxes that ranks keep (types R and S)."""
+    received_cuts: tuple[int | None, ...] = ()
+    """Per level: the cut by which it cuts the rows of what other stages give, or None."""
 
 
 Orders = Mapping[tuple[int, int], tuple[str, ...]]
@@ -71,7 +73,7 @@ class Subject:
     names: Mapping[int, str]
     """Names of parameter operators."""
     rows: Mapping[int, Place]
-    """Inputs that have rows, and where."""
+    """Inputs and values from other stages that have rows, and where."""
     parameter_dims: Mapping[str, tuple[tuple[str, ...], ...]]
     """Per parameter name and dim: the classes of its axes."""
 
@@ -98,10 +100,12 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
     cuts = _Cuts(mesh, speeds)
     row_cuts = tuple(_row_cut(subject, mesh, cuts, level) for level in range(len(mesh.sizes)))
     outer: list[tuple[Mode, ...]] = []
+    received_cuts: list[int | None] = []
     assignments: list[Assignment] = []
     found: dict[tuple[int, int], tuple[str, ...]] = {}
     for index in range(len(mesh.sizes)):
         level = _level(subject, mesh, cuts, index, row_cuts[index], tuple(outer))
+        received_cuts.append(level.received_cut)
         chosen = _orders(subject, level, orders)
         found.update({(index, k): order for k, order in chosen.items()})
         by_id = {subject.primitives[k].id: order for k, order in chosen.items()}
@@ -112,7 +116,7 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
     }
     modes = tuple(zip(*outer, strict=True)) if outer else ((),) * len(subject.operators.items)
     stored: dict[str, Layout] = {name: tuple(stored_type(t) for t in layout) for name, layout in read.items()}
-    return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts, stored), found
+    return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts, stored, tuple(received_cuts)), found
 
 
 def stored_type(read: Type) -> Type:
@@ -185,7 +189,18 @@ def _level(
         input_places=subject.rows,
         outer=outer,
         minimum=positive,
+        received_cut=_received_cut(subject, owners, own, row_cut),
     )
+
+
+def _received_cut(
+    subject: Subject, owners: Sequence[Primitive | None], own: Mapping[Primitive | None, int], row_cut: int | None
+) -> int | None:
+    """What another stage gives comes by rows where all operators of a level work by rows."""
+    if row_cut is not None:
+        return row_cut
+    working = {owner for op, owner in zip(subject.operators.items, owners, strict=True) if op.kind == "call"}
+    return own[None] if working == {None} else None
 
 
 def _orders(subject: Subject, level: Level, given: Orders | None) -> dict[int, tuple[str, ...]]:

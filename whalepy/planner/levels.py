@@ -75,11 +75,13 @@ class Level:
     """Per operator: the cut its owner uses."""
     row_cut: int | None
     input_places: Mapping[int, Place]
-    """Inputs that have rows: where."""
+    """Inputs, and values from other stages, that have rows: where."""
     outer: tuple[tuple[Mode, ...], ...]
     """Per outer level, the mode of every operator."""
     minimum: int
     """Fewest units an axis must have to be cut: the positions with a positive weight."""
+    received_cut: int | None = None
+    """The cut of the rows of what other stages give; None: every position gets it whole."""
 
 
 @dataclass
@@ -116,8 +118,9 @@ def assign(ops: Operators, level: Level, orders: Mapping[int, Sequence[str]]) ->
 
 
 def _leaf_type(level: Level, i: int, op: Operator) -> Type:
-    if op.kind == "input" and level.row_cut is not None and i in level.input_places:
-        return Sharded(level.input_places[i], level.row_cut)
+    cut = {"input": level.row_cut, "received": level.received_cut}.get(op.kind)
+    if cut is not None and i in level.input_places:
+        return Sharded(level.input_places[i], cut)
     return "R"
 
 

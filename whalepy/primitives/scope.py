@@ -156,6 +156,11 @@ def _number(weight: float) -> str:
     return str(int(weight)) if weight.is_integer() else repr(weight)
 
 
+def resized(primitive: Primitive, degree: int, shares: tuple[float, ...]) -> Primitive:
+    """Another scope that stands for `primitive`, of a given degree and shares."""
+    return _rebuilt(type(primitive), degree, shares, primitive.on, primitive.placement, primitive.at)
+
+
 def _rebuilt(
     kind: type[Primitive],
     degree: int | None,

@@ -19,6 +19,7 @@ from whalepy.program import functional_ops
 from whalepy.program.axes import as_size
 from whalepy.program.call import Call, operator_name, sizes_of
 from whalepy.program.capture_sizes import fake_mode_of
+from whalepy.program.dead_code import drop_unused
 from whalepy.program.rule_table import LOSSES_WITH_REDUCTION
 
 aten = torch.ops.aten
@@ -38,7 +39,7 @@ def canonicalise(module: fx.GraphModule) -> fx.GraphModule:
         if new is not None:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
     module.recompile()
     return module
 
@@ -59,7 +60,7 @@ class _Builder:
         assert self.node is not None
         with self.graph.inserting_before(self.node):
             new = self.graph.call_function(target, args, kwargs)
-        new.meta.update({k: v for k, v in self.node.meta.items() if k in ("where", "scope", "no_grad")})
+        new.meta.update({k: v for k, v in self.node.meta.items() if k in ("where", "scope", "no_grad", "turn")})
         values = map_arg((args, kwargs), lambda n: n.meta["val"])
         with self.mode, torch.no_grad():
             new.meta["val"] = target(*values[0], **values[1])

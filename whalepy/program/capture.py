@@ -43,7 +43,8 @@ class Captured:
     """A pure graph of the model: placeholders for everything it reads, no write, no region.
 
     Every node has meta["val"] (fake tensor, symbolic size, or a tuple), meta["where"] (file:line of the user's code
-    or None), meta["scope"] (ids of the scopes around it, outermost first) and meta["no_grad"].
+    or None), meta["scope"] (ids of the scopes around it, outermost first), meta["no_grad"] and meta["turn"]
+    (a number that grows in the order in which the model runs).
     """
 
     graph: fx.GraphModule

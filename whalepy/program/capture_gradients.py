@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from whalepy.program.dead_code import drop_unused
 from whalepy.program.functional_ops import carry_gradient
 
 aten = torch.ops.aten
@@ -27,7 +28,7 @@ def settle_gradients(module: fx.GraphModule, parameters: Collection[str]) -> Non
         elif _carries(node, carrying):
             carrying.add(node)
             node.meta["no_grad"] = False
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_unused(graph)
     module.recompile()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from whalepy.errors import CaptureError
 from whalepy.program.capture_placeholders import Placeholder
 from whalepy.program.capture_state import unregistered
+from whalepy.program.dead_code import drop_unused
 from whalepy.program.functionalise import Functional
 
 
@@ -51,6 +52,6 @@ def keep_mutations(
             kept.append(value)
             names.append(placeholder.name)
     output.args = (tuple(kept),)
-    functional.graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_unused(functional.graph.graph)
     functional.graph.recompile()
     return tuple(names)

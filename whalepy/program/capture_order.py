@@ -17,8 +17,10 @@ def settle_order(
     """The same pure graph, every operator just before its first reader, numbered in that order; without dead ones.
 
     Two graphs that differ only in the order of independent operators become equal. Placeholders keep their order,
-    except that literals of the model come last, by first use.
+    except that literals of the model come last, by first use. meta["turn"] says when the model ran an operator.
     """
+    for turn, node in enumerate(module.graph.nodes):
+        node.meta["turn"] = turn
     calls = list(_by_first_reader(module.graph.output_node()))
     order = _settled_placeholders(module.graph, placeholders, calls)
     graph = fx.Graph()

@@ -16,7 +16,8 @@ from whalepy.errors import CaptureError
 from whalepy.program.capture_inputs import Leaf
 from whalepy.program.capture_sizes import InputSizes, size_expr
 
-Kind = Literal["parameter", "buffer", "constant", "input"]
+Kind = Literal["parameter", "buffer", "constant", "input", "received"]
+# received: what another stage of the program gives
 
 
 @dataclass(frozen=True)

@@ -90,3 +90,8 @@ class WritesReturned:
 def first_only(x: Tensor) -> Tensor:
     """A term of the loss that does not depend on rows: it counts in the first microbatch of a step only."""
     return x
+
+
+def known_size() -> int:
+    """A number that follows from the sizes of the inputs; rewriting puts it in, nothing runs this."""
+    raise NotImplementedError

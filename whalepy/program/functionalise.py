@@ -17,6 +17,7 @@ from whalepy.program.capture_memory import does_nothing
 from whalepy.program.capture_replay import Replay
 from whalepy.program.capture_scatter import Emit, Step, same_shape, sizes
 from whalepy.program.capture_schema import Op, by_name, call_of, pure_form, writes, writes_silently, written_names
+from whalepy.program.dead_code import drop_unused
 
 aten = torch.ops.aten
 
@@ -46,7 +47,7 @@ def functionalise(module: fx.GraphModule) -> Functional:
             places[id(alias.storage)] = node.meta.get("where")
     written = _finish(replay, module, places)
     pure = fx.GraphModule(module, replay.graph)
-    pure.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_unused(pure.graph)
     pure.recompile()
     pure.graph.lint()
     _check_pure(pure.graph)

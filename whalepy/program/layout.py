@@ -41,7 +41,7 @@ class Mode:
 REPLICATED = Mode()
 
 
-OperatorKind = Literal["parameter", "buffer", "constant", "input", "call", "output"]
+OperatorKind = Literal["parameter", "buffer", "constant", "input", "received", "call", "output"]
 
 
 @dataclass(frozen=True)

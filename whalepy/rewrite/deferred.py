@@ -41,7 +41,7 @@ def deferred(rewritten: Rewritten, program: Program) -> tuple[Rewritten, tuple[s
     learning = differentiated(rewritten, program)
     places = places_of(rewritten.graph.graph, program)
     trained = {name for name, place in places.items() if place.kind == "parameter" and name in learning}
-    inputs = {name for name, place in places.items() if place.kind == "input"}
+    inputs = {name for name, place in places.items() if place.kind in ("input", "received")}
     graph, notes = deferred_graph(rewritten.graph, trained=trained, inputs=inputs, learning=learning)
     return replace(rewritten, graph=graph), notes
 

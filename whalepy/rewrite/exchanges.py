@@ -213,17 +213,21 @@ _CUTS_GRADIENT = {"aten.detach", "aten.argmax"}
 
 
 def differentiated(rewritten: Rewritten, program: Program) -> set[str]:
-    """Nodes on a differentiable way from a trainable parameter to the first output: the backward runs through them."""
+    """Nodes on a differentiable way from a trainable parameter, or from what another stage gives, to a result or to
+    what other stages read: the backward runs through them."""
     places = places_of(rewritten.graph.graph, program)
     trained = {node for node, p in places.items() if p.value is not None and p.value.requires_grad}
+    learning = {op.name for op in program.operators if op.kind == "received" and any(op.result_grad)}
+    trained |= {node for node, p in places.items() if p.kind == "received" and p.node in learning}
     flows: set[str] = set()
     nodes = list(rewritten.graph.graph.nodes)
     for node in nodes:
         through = any(n.name in flows for n in node.all_input_nodes) and _is_differentiable(node)
         if node.name in trained if node.op == "placeholder" else through:
             flows.add(node.name)
-    first = pytree.tree_leaves(nodes[-1].args)[0]
-    needed = {first.name} if isinstance(first, fx.Node) else set[str]()
+    outputs = pytree.tree_leaves(nodes[-1].args)
+    ends = [*outputs[: rewritten.results], *outputs[rewritten.results + len(rewritten.mutations) :]]
+    needed = {end.name for end in ends if isinstance(end, fx.Node)}
     for node in reversed(nodes[:-1]):
         if node.name in needed:
             needed.update(n.name for n in node.all_input_nodes if n.name in flows)

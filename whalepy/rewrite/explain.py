@@ -74,7 +74,7 @@ def _layouts(program: Program, decisions: Decisions) -> Layouts:
         for r in range(len(op.result_grad)):
             if op.kind == "parameter":
                 found[i, r] = decisions.read[program.placeholder(i).name]
-            elif op.kind == "input":
+            elif op.kind in ("input", "received"):
                 found[i, r] = input_layout(program, decisions, i)
             else:
                 found[i, r] = tuple(result_type(op, mode, r) for mode in decisions.modes[i])

@@ -19,6 +19,7 @@ from whalepy.primitives import replicate
 from whalepy.program.analysis import Program, producer
 from whalepy.program.call import is_tensor, tensor_operands
 from whalepy.program.capture import Captured, Placeholder
+from whalepy.program.dead_code import drop_unused
 from whalepy.program.functional_ops import first_only
 from whalepy.program.layout import Sharded, operand_type
 
@@ -48,7 +49,7 @@ def microbatched(program: Program, subject: Subject) -> Microbatched:
     placeholders = list(captured.placeholders)
     for k, node in enumerate(values):
         placeholders.append(_read_from_prologue(program, node, k, graph, copies, ahead))
-    graph.eliminate_dead_code()
+    drop_unused(graph)
     main = replace(captured, graph=fx.GraphModule({}, graph), placeholders=tuple(placeholders))
     prologue = _prologue(captured, values) if values else None
     return Microbatched(main, prologue, _summed(program, made))
@@ -65,6 +66,7 @@ def _level(program: Program, subject: Subject) -> Level:
         input_places=subject.rows,
         outer=(),
         minimum=1,
+        received_cut=0,
     )
 
 
@@ -200,7 +202,7 @@ def _prologue(captured: Captured, values: list[fx.Node]) -> Captured:
     graph, copies = _copy(captured.graph.graph)
     output = graph.find_nodes(op="output")[0]
     output.args = (tuple(copies[node] for node in values),)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
     return replace(captured, graph=fx.GraphModule({}, graph), results=len(values), mutations=())
 
 

@@ -172,9 +172,13 @@ class _Printer:
     def _outputs(self, node: fx.Node) -> Iterator[str]:
         values = [self._argument(value) for value in pytree.tree_leaves(node.args)]
         count = self.rewritten.results
-        for name, value in zip(self.rewritten.mutations, values[count:], strict=True):
+        for name, value in zip(self.rewritten.mutations, values[count:], strict=False):
             yield f"{name} <- {value}"
-        yield f"return {', '.join(values[:count])}"
+        given = values[count + len(self.rewritten.mutations) :]
+        if given:
+            yield f"give {', '.join(given)}"
+        if count or not given:
+            yield f"return {', '.join(values[:count])}"
 
     # -- right of the equals sign
 

@@ -20,6 +20,7 @@ from whalepy.planner.decide import Decisions
 from whalepy.program.analysis import Program, producer
 from whalepy.program.axes import Size
 from whalepy.program.call import is_tensor, tensor_operands
+from whalepy.program.dead_code import drop_unused
 from whalepy.program.layout import (
     Layout,
     Sharded,
@@ -87,7 +88,7 @@ class Rewriter:
                 self._call(i, node)
         outputs = self._outputs()
         self.graph.output(tuple(outputs))
-        self.graph.eliminate_dead_code()
+        drop_unused(self.graph)
         bindings = self._order_bindings()
         module = fx.GraphModule(self.inner, self.graph)
         named = {node.name: key for key, node in self.made.items()}
@@ -110,7 +111,7 @@ class Rewriter:
             layout: Layout = ("R",) * level_count
             if place.kind == "parameter":
                 layout = self.decisions.read[place.name]
-            elif place.kind == "input":
+            elif place.kind in ("input", "received"):
                 layout = input_layout(self.program, self.decisions, index[node])
             self.made[index[node], 0] = new
             self.layouts[index[node], 0] = layout
@@ -285,13 +286,21 @@ def _number(expr: sympy.Expr) -> int | float:
 
 
 def input_layout(program: Program, decisions: Decisions, i: int) -> Layout:
-    """Rows cut by the levels that cut inputs; everything else whole."""
+    """Rows cut by the levels that cut them; everything else whole."""
+    place = row_place(program, i)
+    received = program.operators[i].kind == "received"
+    cuts = decisions.received_cuts if received else decisions.row_cuts
+    return tuple("R" if cut is None or place is None else Sharded(place, cut) for cut in cuts)
+
+
+def row_place(program: Program, i: int) -> Place | None:
+    """Where the rows stand in an input, which has a dim of them, or in what another stage gives; None: it has none."""
+    received = program.operators[i].kind == "received"
     for d, dim in enumerate(program.dims[i][0]):
         leaves = program.axes.leaves(dim)
-        if program.batch is not None and leaves == (program.batch,):
-            place = Place(d, 0, program.batch)
-            return tuple("R" if cut is None else Sharded(place, cut) for cut in decisions.row_cuts)
-    return ("R",) * len(decisions.mesh)
+        if program.batch is not None and (leaves == (program.batch,) or (received and program.batch in leaves)):
+            return Place(d, leaves.index(program.batch), program.batch)
+    return None
 
 
 def rewrite(program: Program, decisions: Decisions, result_layout: Callable[[int], Layout] | None = None) -> Rewritten:

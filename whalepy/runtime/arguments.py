@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import BatchError
-from whalepy.planner.plan import Plan
+from whalepy.planner.plan import Plan, StagePlan
 from whalepy.runtime.agreement import Shape, Told
 from whalepy.runtime.extents import Grid
 
@@ -63,42 +64,59 @@ def missing_rows(names: Sequence[str], leaves: Sequence[Any], dims: Sequence[int
     return None
 
 
-def global_shapes(told: Sequence[Told], dims: Sequence[int | None], plan: Plan, names: Sequence[str]) -> list[Shape]:
-    """Shapes of the inputs of the whole step. Raises BatchError, the same on every rank, where ranks do not fit."""
-    grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
+def global_shapes(
+    told: Sequence[Told], dims: Sequence[int | None], grids: Sequence[Grid], plan: Plan, names: Sequence[str]
+) -> list[Shape]:
+    """Shapes of the inputs of the whole step, from the ranks that were given any.
+
+    Raises BatchError, the same on every rank, where ranks do not fit.
+    """
+    given = {rank: other for rank, other in enumerate(told) if other.structure}
+    first = min(given)
     shapes: list[Shape] = []
     for k, dim in enumerate(dims):
-        shape = told[0].shapes[k]
+        shape = given[first].shapes[k]
         if dim is not None and shape is not None:
-            rows = _total_rows([other.shapes[k][dim] for other in told if other.shapes[k]], grid, plan, names[k])  # type: ignore[index]
+            by_rank = {rank: own[dim] for rank, other in given.items() if (own := other.shapes[k]) is not None}
+            rows = _total_rows(by_rank, grids, plan, names[k])
             shape = (*shape[:dim], rows, *shape[dim + 1 :])
-        _check_equal(told, k, dim, names[k])
+        _check_equal(given, k, dim, names[k])
         shapes.append(shape)
     return shapes
 
 
-def _check_equal(told: Sequence[Told], k: int, dim: int | None, name: str) -> None:
+def _check_equal(given: Mapping[int, Told], k: int, dim: int | None, name: str) -> None:
     """All dims but the rows must be the same on every rank."""
-    for rank, other in enumerate(told):
-        mine, first = other.shapes[k], told[0].shapes[k]
+    one = min(given)
+    for rank, other in given.items():
+        mine, first = other.shapes[k], given[one].shapes[k]
         if mine is None or first is None:
             continue
         if [s for d, s in enumerate(mine) if d != dim] != [s for d, s in enumerate(first) if d != dim]:
-            raise BatchError(f"{name} has shape {list(mine)} on rank {rank} and {list(first)} on rank 0")
+            raise BatchError(f"{name} has shape {list(mine)} on rank {rank} and {list(first)} on rank {one}")
 
 
-def _total_rows(rows: Sequence[int], grid: Grid, plan: Plan, name: str) -> int:
+def _total_rows(rows: Mapping[int, int], grids: Sequence[Grid], plan: Plan, name: str) -> int:
     """Rows of the global batch, from those of every rank; BatchError where they are not the plan's shares of it."""
-    by_place = {grid.row_coordinates(plan.coordinates_of(rank)): n for rank, n in enumerate(rows)}
-    total = sum(by_place.values())
-    expected = grid.rows(total)
-    wanted = [expected[grid.row_coordinates(plan.coordinates_of(rank))] for rank in range(len(rows))]
-    if list(rows) != wanted:
+    total = max(_rows_of_stage(rows, grid, stage) for grid, stage in zip(grids, plan.stages, strict=True))
+    expected = dict.fromkeys(rows, 0)
+    for grid, stage in zip(grids, plan.stages, strict=True):
+        table = grid.rows(total)
+        for rank, at in zip(stage.rank_of, product(*map(range, stage.mesh)), strict=True):
+            expected[rank] = table[grid.row_coordinates(at)]
+    wanted = [expected[rank] for rank in rows]
+    if list(rows.values()) != wanted:
         raise BatchError(
-            f"ranks were given {list(rows)} rows of {name}; the plan's shares of {total} rows are {wanted}",
+            f"ranks were given {list(rows.values())} rows of {name}; the plan's shares of {total} rows are {wanted}",
             fix="give each rank parallel.local_batch(global_batch), or a DataLoader with parallel.sampler(dataset)",
         )
     return total
+
+
+def _rows_of_stage(rows: Mapping[int, int], grid: Grid, stage: StagePlan) -> int:
+    """Rows that the ranks of a stage were given, those that share rows counted once."""
+    places = zip(stage.rank_of, product(*map(range, stage.mesh)), strict=True)
+    return sum({grid.row_coordinates(at): rows.get(rank, 0) for rank, at in places}.values())
 
 
 def whole_example(example: Arguments, shapes: Sequence[Shape]) -> Arguments:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from whalepy.errors import AnnotationError
 from whalepy.planner.decide import Decisions, Orders, Subject, decide
 from whalepy.planner.levels import Operators
 from whalepy.planner.mesh import Chain
@@ -22,7 +21,7 @@ from whalepy.program.costs import hint
 from whalepy.program.layout import Layout, Sharded
 from whalepy.program.options import Place
 from whalepy.rewrite.microbatches import microbatched
-from whalepy.rewrite.rewrite import Rewritten, rewrite
+from whalepy.rewrite.rewrite import Rewritten, rewrite, row_place
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,17 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What microbatches must know of the whole batch: computed before them."""
+
+    program: Program
+    decisions: Decisions
+    rewritten: Rewritten
+    names: tuple[str, ...]
+    """What the program of a microbatch calls the results."""
+
+
+@dataclass(frozen=True)
 class Analysed:
     """A program with its axes, its decisions and its rewritten graph."""
 
@@ -43,10 +53,12 @@ class Analysed:
     decisions: Decisions
     rewritten: Rewritten
     chains: tuple[Chain, ...] = ()
-    prologue: tuple[Program, Decisions, Rewritten] | None = None
+    prologue: Ahead | None = None
     """What microbatches must know of the whole batch."""
     summed: tuple[bool, ...] = ()
     """Per mutated buffer: its new values are summed over microbatches."""
+    notes: tuple[str, ...] = ()
+    """What of the schedule it cannot follow."""
 
 
 def captured_program(
@@ -63,7 +75,6 @@ def captured_program(
 def analysed(captured: Captured, shapes: list[tuple[int, ...] | None], *, sync_batchnorm: bool = False) -> Program:
     """The axes and operators of a captured graph, costed for inputs of these shapes."""
     program = analyse(captured, captured.bind(shapes))
-    _refuse_later_primitives(program)
     return _with_whole_statistics(program) if sync_batchnorm else program
 
 
@@ -96,7 +107,8 @@ def built(
     ahead = None
     if cut.prologue is not None:
         whole, _ = built(reanalysed(program, cut.prologue), speeds, found, base=subject.all_chains)
-        ahead = (whole.program, whole.decisions, whole.rewritten)
+        names = tuple(f"prologue[{k}]" for k in range(cut.prologue.results))
+        ahead = Ahead(whole.program, whole.decisions, whole.rewritten, names)
     return replace(main, chains=subject.all_chains, prologue=ahead, summed=cut.summed), found
 
 
@@ -105,18 +117,6 @@ def reanalysed(program: Program, captured: Captured) -> Program:
     synchronised = not any(way.kernel == "batch_statistics" for op in program.operators for way in op.options)
     made = analyse(captured, program.hints)
     return _with_whole_statistics(made) if synchronised else made
-
-
-def _refuse_later_primitives(program: Program) -> None:
-    for op in program.operators:
-        for scope in op.scope:
-            primitive = scope_by_id(scope)
-            if primitive.kind in ("stage", "cluster"):
-                raise AnnotationError(
-                    f"{primitive.kind} does not execute yet",
-                    at=primitive.at,
-                    fix="use replicate and split; stages and clusters come with the pipeline runtime",
-                )
 
 
 def subject_of(program: Program, base: tuple[Chain, ...] = ()) -> Subject:
@@ -158,28 +158,21 @@ def _dim_classes(program: Program, dim: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _row_places(program: Program) -> dict[int, Place]:
-    """Where the rows stand in each input that has them."""
-    if program.batch is None:
-        return {}
-    places: dict[int, Place] = {}
-    for i, op in enumerate(program.operators):
-        if op.kind == "input":
-            for d, dim in enumerate(program.dims[i][0]):
-                if program.axes.leaves(dim) == (program.batch,):
-                    places[i] = Place(d, 0, program.batch)
-                    break
-    return places
+    """Where the rows stand in each input, and each value from another stage, that has them."""
+    leaves = (i for i, op in enumerate(program.operators) if op.kind in ("input", "received"))
+    return {i: place for i in leaves if (place := row_place(program, i)) is not None}
 
 
 def rewritten(program: Program, decisions: Decisions, *, keep_rows: bool = False) -> Rewritten:
     """The program that all ranks run; `keep_rows` leaves the results cut by rows as the inputs are."""
     if not keep_rows:
         return rewrite(program, decisions)
-    layouts = _row_layouts(program, decisions)
+    layouts = row_layouts(program, decisions)
     return rewrite(program, decisions, layouts.__getitem__)
 
 
-def _row_layouts(program: Program, decisions: Decisions) -> Mapping[int, Layout]:
+def row_layouts(program: Program, decisions: Decisions) -> Mapping[int, Layout]:
+    """The layout of each output that has rows, cut as the rows of the inputs are."""
     whole: Layout = ("R",) * len(decisions.mesh)
     output = len(program.operators) - 1
     found: dict[int, Layout] = {}

@@ -1,44 +1,54 @@
-"""The compiled model of a captured program: rewritten graphs, run step by step."""
+"""The compiled model of a captured program: rewritten graphs of its stages, run step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.errors import BatchError, WhaleError
-from whalepy.planner.decide import Decisions
 from whalepy.planner.plan import Plan
+from whalepy.planner.schedule.actions import Action
+from whalepy.planner.schedule.kinds import defers
 from whalepy.program.analysis import Program
+from whalepy.program.call import results
 from whalepy.program.capture import Captured
 from whalepy.program.capture_wrapper import Wants
 from whalepy.runtime.arguments import Arguments, constants_of, leaf_names, leaf_shapes, normal, whole_example
-from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program
-from whalepy.runtime.extents import Binder, Grid, StepSizes, chunk
+from whalepy.runtime.boundary import Boundary
+from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program
+from whalepy.runtime.executor import StepRun
+from whalepy.runtime.extents import Binder, StepSizes
 from whalepy.runtime.groups import Group
 from whalepy.runtime.parallel import ParallelModel
-from whalepy.runtime.programs import verify_ranks
-from whalepy.runtime.reach import Reach, noting
+from whalepy.runtime.pipeline import Crossed, Pipeline, pipelined, with_scopes_of
+from whalepy.runtime.programs import actions_of, verify_ranks
 from whalepy.runtime.steps import StepProgram, batch_symbols, place_on, rows_in, sizes_of_microbatch
 from whalepy.runtime.storage import Stored, reduce_gradients, store
 
-Planner = Callable[[Arguments], tuple[Plan, Analysed]]
+Planner = Callable[[Arguments], tuple[Plan, Pipeline]]
 """Plans for inputs like the example's; collective."""
 
 
 @dataclass(frozen=True)
-class Runnable:
-    """A program ready to run, and how the parameters it reads are stored."""
+class StageRun:
+    """The program of one stage, ready to run on this rank, and how the parameters it reads are stored."""
 
+    index: int
     program: StepProgram
     stored: Mapping[str, Stored]
-    symbols: frozenset[sympy.Symbol]
+    owned: Collection[str]
+    """Parameters that this stage keeps; it borrows the others."""
     prologue: StepProgram | None = None
+    ahead: tuple[str, ...] = ()
+    """What the program of a microbatch calls the results of the prologue."""
     summed: tuple[bool, ...] = ()
     """Per mutated buffer: its new values are summed over microbatches."""
 
@@ -46,6 +56,24 @@ class Runnable:
     def captured(self) -> Captured:
         """The captured graph behind it."""
         return self.program.captured
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """What this rank runs of a program: its stages, what crosses at them, and the order of it all."""
+
+    captured: Captured
+    """Of any stage: it knows the sizes of the inputs."""
+    stages: Mapping[int, StageRun]
+    values: Mapping[tuple[int, int], Boundary]
+    parameters: Mapping[tuple[int, int], Boundary]
+    actions: tuple[Action, ...]
+    microbatches: int
+    symbols: frozenset[sympy.Symbol]
+    result: torch.dtype
+    """Of the first result."""
+    reads_inputs: bool
+    sizes: dict[Any, StepSizes] = field(default_factory=dict[Any, StepSizes])
 
 
 class CapturedModel(ParallelModel):
@@ -60,15 +88,31 @@ class CapturedModel(ParallelModel):
         """Plan for inputs like these, open the plan's groups and cut the parameters. Collective; once."""
         plan, main = self._planner(example)
         self._take_place(plan)
-        _check_constants(main.program.captured)
-        self._chains = main.chains
-        self._ties = main.program.captured.ties
-        dims = main.program.captured.batch_inputs
-        self._batch_dims = dict(zip(leaf_names(example), dims, strict=True))
-        key = (True, "loss", pytree.tree_structure(example), constants_of(pytree.tree_leaves(example)))
-        self._runnables[key] = self._runnable(main)
-        self._stored.update(self._runnables[key].stored)
+        self._open_boundaries(main)
+        for stage in main.stages:
+            _check_constants(stage.program.captured)
+        self._arrangement, self._bases, self._scopes = main.arrangement, main.bases, main.scopes
+        captured = main.stages[0].program.captured
+        self._ties = captured.ties
+        self._keep_owners(main)
+        self._batch_dims = dict(zip(leaf_names(example), captured.batch_inputs, strict=True))
+        self._constants = constants_of(pytree.tree_leaves(example))
+        self._example = pytree.tree_structure(example)
+        key = self._key(True, "loss", example)
+        self._runnables[key] = self._runnable(main, training=True)
+        for stage in self._runnables[key].stages.values():
+            self._stored.update({name: entry for name, entry in stage.stored.items() if name in stage.owned})
         self._store_parameters()
+
+    def _key(self, training: bool, wants: Wants, example: Arguments) -> tuple[Any, ...]:
+        return training, wants, pytree.tree_structure(example), constants_of(pytree.tree_leaves(example))
+
+    def _keep_owners(self, main: Pipeline) -> None:
+        """Which stage keeps each parameter; those that nothing reads are kept by the first."""
+        names = [name for name, _ in self._recipe.model.named_parameters()]
+        self._owners = {name: main.owners.get(name, 0) for name in names}
+        mutated = {name: k for k, stage in enumerate(main.stages) for name in stage.program.captured.mutations}
+        self._owners.update(mutated)
 
     def _build(self, example: Arguments, *, training: bool, wants: Wants) -> Runnable:
         """A program for other arguments than the example's, under the same plan."""
@@ -78,43 +122,93 @@ class CapturedModel(ParallelModel):
         captured = captured_program(recipe, *example, training=training, wants=wants)
         plan = self.plan
         count = plan.microbatches if training and wants == "loss" else 1
-        made, _ = built(
-            analysed(captured, leaf_shapes(example), sync_batchnorm=recipe.sync_batchnorm),
-            plan.speeds,
-            plan.orders,
-            base=self._chains,
+        program = analysed(captured, leaf_shapes(example), sync_batchnorm=recipe.sync_batchnorm)
+        made, _ = pipelined(
+            with_scopes_of(program, self._scopes),
+            self._arrangement,
+            [stage.speeds for stage in plan.stages],
+            [stage.orders for stage in plan.stages],
+            bases=self._bases,
+            owners=self._owners,
             keep_rows=wants == "outputs",
             microbatches=count,
+            defers=training and wants == "loss" and defers(plan.schedule),
         )
-        verify_ranks(made, plan.rank_of, count)
-        return self._runnable(made)
+        verify_ranks(made, plan, count, training=training and wants == "loss")
+        return self._runnable(made, training=training and wants == "loss")
 
     def _has_targets(self, example: Arguments) -> bool:
         """Whether these are the arguments of a step, targets of `loss_fn` among them."""
         return set(leaf_names(example)) == set(self._batch_dims)
 
-    def _runnable(self, made: Analysed) -> Runnable:
-        binder = self._binder(made.decisions)
-        prologue = None
-        if made.prologue is not None:
-            program, decisions, graph = made.prologue
-            prologue = StepProgram(program.captured, graph, self._binder(decisions))
-        captured = made.program.captured
-        for graph in (made.rewritten.graph, *([made.prologue[2].graph] if made.prologue else [])):
+    def _runnable(self, main: Pipeline, *, training: bool) -> Runnable:
+        plan = self.plan
+        count = plan.microbatches if training else 1
+        stages = {k: self._stage_run(k, main.stages[k], main) for k in plan.stages_of(self._host.position)}
+        captured = main.stages[0].program.captured
+        last = main.stages[-1].program
+        return Runnable(
+            captured=captured,
+            stages=stages,
+            values=self._boundaries(main.values),
+            parameters=self._boundaries(main.parameters),
+            actions=actions_of(main, plan, self._host.position, count, training=training),
+            microbatches=count,
+            symbols=batch_symbols(captured),
+            result=_result_dtype(last),
+            reads_inputs=any(
+                place.leaf is not None
+                for stage in stages.values()
+                for program in (stage.program, stage.prologue)
+                if program is not None
+                for place in program.captured.placeholders
+            ),
+        )
+
+    def _stage_run(self, k: int, made: Analysed, main: Pipeline) -> StageRun:
+        binder = self._binder(k)
+        ahead = made.prologue
+        prologue = None if ahead is None else StepProgram(ahead.program.captured, ahead.rewritten, binder)
+        for graph in (made.rewritten.graph, *([] if ahead is None else [ahead.rewritten.graph])):
             place_on(graph, self._device)
-        step = StepProgram(captured, made.rewritten, binder)
-        stored = self._boxes(made.program, made.decisions, binder)
-        return Runnable(step, stored, batch_symbols(captured), prologue, made.summed)
+        step = StepProgram(made.program.captured, made.rewritten, binder)
+        stored = {
+            name: store(made.program, made.decisions, binder, name, i)
+            for i, op in enumerate(made.program.operators)
+            if op.kind == "parameter" and (name := made.program.placeholder(i).name)
+        }
+        owned = [name for name in stored if self._owners.get(name, 0) == k]
+        return StageRun(k, step, stored, owned, prologue, () if ahead is None else ahead.names, made.summed)
 
-    def _binder(self, decisions: Decisions) -> Binder:
-        grid = Grid(decisions.mesh, decisions.cuts, decisions.row_cuts)
-        return Binder(grid, self._placement.coordinates, self._placement.groups, self.plan.seed)
+    def _binder(self, k: int) -> Binder:
+        place = self._places[k]
+        seed = self.plan.seed if len(self.plan.stages) == 1 else (self.plan.seed, k)
+        return Binder(self._grids[k], place.coordinates, place.groups, seed)
 
-    def _boxes(self, program: Program, decisions: Decisions, binder: Binder) -> dict[str, Stored]:
+    def _open_boundaries(self, main: Pipeline) -> None:
+        """A group for each pair of stages and direction, opened in one order on all ranks."""
+        self._pairs: dict[tuple[int, int], Any] = {}
+        for source, target in sorted({*main.values, *main.parameters}):
+            for pair in ((source, target), (target, source)):
+                ranks = sorted({*self.plan.stages[source].rank_of, *self.plan.stages[target].rank_of})
+                alone = self._host.process_group is None or len(ranks) == 1
+                self._pairs[pair] = None if alone else dist.new_group(ranks, backend=_backend(self._device))
+
+    def _boundaries(self, crossed: Mapping[tuple[int, int], tuple[Crossed, ...]]) -> dict[tuple[int, int], Boundary]:
+        mine = self.plan.stages_of(self._host.position)
         return {
-            name: store(program, decisions, binder, name, i)
-            for i, op in enumerate(program.operators)
-            if op.kind == "parameter" and (name := program.placeholder(i).name)
+            (source, target): Boundary(
+                values,
+                self.plan.stages[source],
+                self.plan.stages[target],
+                (self._grids[source], self._grids[target]),
+                self._host.position,
+                self._pairs.get((source, target)),
+                self._pairs.get((target, source)),
+                self._device,
+            )
+            for (source, target), values in crossed.items()
+            if source in mine or target in mine
         }
 
     # -- steps
@@ -122,85 +216,83 @@ class CapturedModel(ParallelModel):
     def train_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch, on every rank; adds to `.grad`."""
         runnable, leaves, sizes = self._agreed(args, kwargs, training=True, wants="loss")
-        parameters = dict(self.named_parameters())
-        tensors, read = self._tensors(runnable, parameters, grad=True)
-        losses: list[torch.Tensor] = []
-        written: list[tuple[Any, ...]] = []
-        self._run_prologue(runnable, tensors, leaves, sizes)
-        for m, (part, size) in enumerate(self._microbatches(runnable, leaves, sizes)):
-            reach = Reach() if runnable.program.leaves_empty(size) else None
-            with noting(reach):
-                outputs = runnable.program.run(tensors, part, size, self._step, m)
-            losses.append(outputs[0].detach())
-            loss = outputs[0] if reach is None else reach.tie(outputs[0], list(read.values()), self._host)
-            if loss.requires_grad:
-                loss.backward()
-            written.append(tuple(value.detach() for value in outputs[runnable.captured.results :]))
-        self._write_buffers(runnable, written)
-        self._reduce_gradients(runnable, read, parameters)
+        run = StepRun(self, runnable, leaves, sizes, self._step, training=True)
+        run.play()
         self._step += 1
-        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-
-    def _reduce_gradients(
-        self, runnable: Runnable, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        reduce_gradients(list(runnable.stored.values()), read, parameters)
+        return self._told_to_all(runnable, run.loss)
 
     def eval_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch in evaluation mode, on every rank."""
         runnable, leaves, sizes = self._agreed(args, kwargs, training=False, wants="loss")
+        run = StepRun(self, runnable, leaves, sizes, self._step, training=False)
         with torch.no_grad():
-            tensors, _ = self._tensors(runnable, dict(self.named_parameters()), grad=False)
-            return runnable.program.run(tensors, leaves, self._whole(runnable, sizes), self._step)[0].detach()
+            run.play()
+        return self._told_to_all(runnable, run.loss)
 
     def _outputs(self, *args: Any, **kwargs: Any) -> Any:
         runnable, leaves, sizes = self._agreed(args, kwargs, training=self.training, wants="outputs")
-        tensors, _ = self._tensors(runnable, dict(self.named_parameters()), grad=False)
-        outputs = runnable.program.run(tensors, leaves, self._whole(runnable, sizes), self._step)
-        return runnable.captured.unflatten(outputs[: runnable.captured.results])
+        run = StepRun(self, runnable, leaves, sizes, self._step, training=False)
+        run.play()
+        last = runnable.stages.get(len(self.plan.stages) - 1)
+        return None if last is None else last.captured.unflatten(run.results)
+
+    def _told_to_all(self, runnable: Runnable, loss: torch.Tensor | None) -> torch.Tensor:
+        """The loss, which the ranks of the last stage know, on every rank. Collective."""
+        ranks = self.plan.stages[-1].rank_of
+        if len(ranks) == self._host.size:
+            assert loss is not None
+            return loss
+        told = torch.zeros((), dtype=runnable.result) if loss is None else loss.detach().cpu().clone()
+        dist.broadcast(told, src=ranks[0], group=self._host.process_group)
+        return told.to(self._device)
+
+    def _playing(self, action: Action) -> AbstractContextManager[Any]:
+        """What an action of a step runs in."""
+        return nullcontext()
+
+    def _reduce_gradients(
+        self, stage: StageRun, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        reduce_gradients(list(stage.stored.values()), read, parameters)
 
     def _tensors(
-        self, runnable: Runnable, parameters: Mapping[str, nn.Parameter], *, grad: bool
+        self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the program reads by name, and the parameters among it, as leaves of this step's gradients."""
         tensors: dict[str, torch.Tensor] = {}
         read: dict[str, torch.Tensor] = {}
         buffers = dict(self.named_buffers())
-        for place in runnable.captured.placeholders:
+        places = [
+            *stage.captured.placeholders,
+            *([] if stage.prologue is None else stage.prologue.captured.placeholders),
+        ]
+        for place in places:
+            if place.name in tensors:
+                continue
             if place.kind == "parameter":
                 parameter = parameters[place.name]
-                leaf = self._read(runnable, place.name, parameter.detach())
+                leaf = self._read(stage, place.name, parameter.detach())
                 read[place.name] = tensors[place.name] = leaf.requires_grad_(grad and parameter.requires_grad)
             elif place.kind == "buffer":
                 tensors[place.name] = buffers[place.name]
             elif place.kind == "constant" and place.value is not None:
-                tensors[place.name] = _placed(place.value, self._placement.device)
+                tensors[place.name] = _placed(place.value, self._device)
         return tensors, read
 
-    def _read(self, runnable: Runnable, name: str, box: torch.Tensor) -> torch.Tensor:
+    def _read(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
         """The parameter as the program reads it; another program than the trained one may read it in another layout."""
-        own, trained = runnable.stored[name], self._stored.get(name)
-        if trained is None or trained.cut == own.cut:
+        own, trained = stage.stored[name], self._stored.get(name)
+        if trained is None or trained.cut == own.cut or name not in stage.owned:
             return own.read(box).detach()
         return own.read(own.box(trained.whole(box))).detach()
 
-    def _run_prologue(
-        self, runnable: Runnable, tensors: dict[str, torch.Tensor], leaves: list[Any], sizes: dict[sympy.Symbol, int]
-    ) -> None:
-        """What microbatches must know of the whole batch, beside the tensors they read."""
-        if runnable.prologue is None:
-            return
-        with torch.no_grad():
-            values = runnable.prologue.run(tensors, leaves, self._whole(runnable, sizes), self._step)
-        tensors.update({f"prologue[{k}]": value for k, value in enumerate(values)})
-
-    def _write_buffers(self, runnable: Runnable, written: list[tuple[Any, ...]]) -> None:
+    def _write_buffers(self, stage: StageRun, written: Sequence[tuple[Any, ...]]) -> None:
         """New buffer values, once per step: parts of microbatches summed, others as the first gave them."""
         buffers = dict(self.named_buffers())
         with torch.no_grad():
-            for k, name in enumerate(runnable.captured.mutations):
+            for k, name in enumerate(stage.captured.mutations):
                 values = [outputs[k] for outputs in written]
-                summed = len(values) > 1 and runnable.summed[k]
+                summed = len(values) > 1 and stage.summed[k]
                 buffers[name].copy_(torch.stack(values).sum(0) if summed else values[0])
 
     # -- sizes and agreement
@@ -211,7 +303,11 @@ class CapturedModel(ParallelModel):
         """The program for these arguments, their leaves on the device, and the sizes all ranks agreed on."""
         example = normal(args, kwargs)
         leaves, _, shapes = self._agree(example, (training, wants))
-        key = (training, wants, pytree.tree_structure(example), constants_of(leaves))
+        if not leaves and self._may_skip_inputs():
+            leaves = [None] * len(self._constants)
+            key: tuple[Any, ...] = (training, wants, self._example, self._constants)
+        else:
+            key = self._key(training, wants, example)
 
         def runnable_of(key: Any) -> Runnable:
             if key not in self._runnables:
@@ -228,28 +324,31 @@ class CapturedModel(ParallelModel):
             raise BatchError(violated)
         return runnable, leaves, bindings
 
-    def _whole(self, runnable: Runnable, bindings: dict[sympy.Symbol, int]) -> StepSizes:
-        rows = self._grid.rows(rows_in(runnable.captured, bindings))
-        return sizes_of_microbatch(bindings, runnable.symbols, rows, first=True)
+    def _may_skip_inputs(self) -> bool:
+        """Whether this rank may be called without arguments: its stages read no input."""
+        main = next(iter(self._runnables.values()), None)
+        return len(self.plan.stages) > 1 and main is not None and not main.reads_inputs
 
-    def _microbatches(
-        self, runnable: Runnable, leaves: list[Any], bindings: dict[sympy.Symbol, int]
-    ) -> Iterator[tuple[list[Any], StepSizes]]:
-        """The leaves and sizes of each microbatch: this rank's rows as equal as possible, larger ones first."""
-        count = self.plan.microbatches
-        if count == 1:
-            yield leaves, self._whole(runnable, bindings)
-            return
-        table = self._grid.rows(rows_in(runnable.captured, bindings))
-        mine = table[self._grid.row_coordinates(self._placement.coordinates)]
-        for m in range(count):
-            start, length = chunk(mine, count, m)
-            part = [
-                leaf.narrow(dim, start, length) if dim is not None else leaf
-                for leaf, dim in zip(leaves, runnable.captured.batch_inputs, strict=True)
-            ]
-            rows = {at: chunk(n, count, m)[1] for at, n in table.items()}
-            yield part, sizes_of_microbatch(bindings, runnable.symbols, rows, first=m == 0)
+    def _step_sizes(
+        self, runnable: Runnable, k: int, bindings: Mapping[sympy.Symbol, int], microbatch: int | None
+    ) -> StepSizes:
+        """Sizes of a microbatch of a stage; of the whole step for None."""
+        total = rows_in(runnable.captured, bindings)
+        grid = self._grids[k]
+        if microbatch is None or runnable.microbatches == 1:
+            rows, microbatch = grid.rows(total), None
+        else:
+            rows = grid.microbatch(total, microbatch)
+        return sizes_of_microbatch(bindings, runnable.symbols, rows, first=not microbatch, microbatch=microbatch)
+
+
+def _result_dtype(program: Program) -> torch.dtype:
+    operator, result = program.operators[-1].operands[0]
+    return results(program.nodes[operator])[result].dtype
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def _small(shapes: Sequence[tuple[int, ...] | None]) -> tuple[tuple[int, ...] | None, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -13,6 +14,7 @@ import sympy
 import torch
 
 from whalepy.planner.decide import Cut
+from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.shares import round_shares
 from whalepy.program.axes import Size, evaluate, substituted
 from whalepy.program.layout import Sharded, Type
@@ -43,6 +45,10 @@ class Grid:
     sizes: tuple[int, ...]
     cuts: tuple[Cut, ...]
     row_cuts: tuple[int | None, ...]
+    outer: int | None = None
+    """Levels that cut the rows before microbatches do; None: all of them."""
+    microbatches: int = 1
+    """Microbatches that the rows of a step are cut into."""
 
     @property
     def row_levels(self) -> tuple[int, ...]:
@@ -50,14 +56,31 @@ class Grid:
         return tuple(level for level, cut in enumerate(self.row_cuts) if cut is not None)
 
     def rows(self, total: int) -> dict[Coordinates, int]:
-        """Rows of the global batch per coordinates on the row levels; the outer level cuts first."""
-        table: dict[Coordinates, int] = {(): total}
-        for level in self.row_levels:
+        """Rows of the global batch per coordinates on the row levels."""
+        pieces = self.pieces(total)
+        return {at: sum(piece[at][1] for piece in pieces) for at in pieces[0]}
+
+    def microbatch(self, total: int, index: int) -> dict[Coordinates, int]:
+        """Rows of one microbatch per coordinates on the row levels."""
+        return {at: length for at, (_, length) in self.pieces(total)[index].items()}
+
+    def pieces(self, total: int) -> list[dict[Coordinates, tuple[int, int]]]:
+        """Per microbatch and coordinates on the row levels: first row of the global batch, and how many.
+
+        Outer levels cut first, then microbatches (as equal as possible, the larger ones first), then inner levels.
+        """
+        return _pieces(self, total)
+
+    def cut_further(
+        self, table: dict[Coordinates, tuple[int, int]], levels: Sequence[int]
+    ) -> dict[Coordinates, tuple[int, int]]:
+        """Intervals of rows cut by more levels, the first of them first."""
+        for level in levels:
             weights = self.cuts[self.row_cuts[level] or 0].weights
             table = {
-                (*at, position): rows
-                for at, whole in table.items()
-                for position, rows in enumerate(round_shares(whole, weights))
+                (*at, position): part
+                for at, (start, length) in table.items()
+                for position, part in enumerate(_intervals(start, round_shares(length, weights)))
             }
         return table
 
@@ -65,17 +88,34 @@ class Grid:
         """The coordinates on the row levels alone."""
         return tuple(coordinates[level] for level in self.row_levels)
 
-    def row_interval(self, total: int, coordinates: Coordinates) -> tuple[int, int]:
-        """First row of the global batch at these coordinates, and how many."""
-        table = self.rows(total)
+    def row_pieces(self, total: int, coordinates: Coordinates) -> list[tuple[int, int]]:
+        """The rows of the global batch at these coordinates: (first, how many) per microbatch."""
         mine = self.row_coordinates(coordinates)
-        order = product(*(range(self.sizes[level]) for level in self.row_levels))
-        start = 0
-        for at in order:
-            if at == mine:
-                break
-            start += table[at]
-        return start, table[mine]
+        return [piece[mine] for piece in self.pieces(total)]
+
+
+def grid_of(plan: Plan, stage: StagePlan) -> Grid:
+    """The levels of one stage of a plan."""
+    return Grid(stage.mesh, stage.cuts, stage.row_cuts, stage.outer, plan.microbatches)
+
+
+@lru_cache(maxsize=256)
+def _pieces(grid: Grid, total: int) -> list[dict[Coordinates, tuple[int, int]]]:
+    levels = grid.row_levels
+    outside = [level for level in levels if grid.outer is None or level < grid.outer]
+    whole = grid.cut_further({(): (0, total)}, outside)
+    found: list[dict[Coordinates, tuple[int, int]]] = []
+    for m in range(grid.microbatches):
+        parts = {at: (start, *chunk(length, grid.microbatches, m)) for at, (start, length) in whole.items()}
+        table = {at: (start + first, length) for at, (start, first, length) in parts.items()}
+        found.append(grid.cut_further(table, levels[len(outside) :]))
+    return found
+
+
+def _intervals(start: int, lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    for length in lengths:
+        yield start, length
+        start += length
 
 
 def chunk(rows: int, microbatches: int, index: int) -> tuple[int, int]:
@@ -95,6 +135,8 @@ class StepSizes:
     rows: Mapping[Coordinates, int]
     """Rows of this microbatch per coordinates on the row levels."""
     first: bool = True
+    microbatch: int | None = None
+    """Which microbatch this is; None: the whole step at once."""
 
 
 @dataclass
@@ -192,7 +234,8 @@ class Binder:
     grid: Grid
     coordinates: Coordinates
     groups: Sequence[Group]
-    seed: int
+    seed: Any
+    """Of the plan; of a pipeline, with the stage."""
 
     def values(self, bindings: Sequence[Binding], sizes: StepSizes) -> list[Any]:
         """One value per binding; streams, which change with every step, are left as bindings."""

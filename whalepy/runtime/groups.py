@@ -170,6 +170,16 @@ def start_process_group(device: torch.device = CPU) -> Group:
     return Group(host, len(ranks), rank, ranks)
 
 
+def host_group(ranks: Sequence[int], host: Group) -> Group | None:
+    """Some of the ranks of the host group as a host group; None on others. Collective over all ranks."""
+    if len(ranks) == host.size:
+        return host
+    opened: Any = dist.new_group(sorted(ranks), backend="gloo") if len(ranks) > 1 else None
+    if host.position not in ranks:
+        return None
+    return Group(opened, len(ranks), list(ranks).index(host.position), tuple(ranks))
+
+
 def make_groups(
     mesh_shape: tuple[int, ...], rank_of: Sequence[int], rank: int, device: torch.device = CPU
 ) -> tuple[Group, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -25,8 +26,8 @@ from whalepy.runtime.arguments import (
     structure_of,
 )
 from whalepy.runtime.build import Recipe
-from whalepy.runtime.extents import Grid
-from whalepy.runtime.groups import Group, make_groups
+from whalepy.runtime.extents import Grid, grid_of
+from whalepy.runtime.groups import Group, host_group, make_groups
 from whalepy.runtime.initialise import initial_values
 from whalepy.runtime.norms import Placement, gradient_norm
 from whalepy.runtime.rows import RowSampler, local_rows
@@ -64,6 +65,12 @@ class ParallelModel(nn.Module, ABC):
         self._ties: dict[str, str] = {}
         self._stored: dict[str, Stored] = {}
         self._unknown: set[str] = set()
+        self._grids: list[Grid] = []
+        """Per stage."""
+        self._places: dict[int, Placement] = {}
+        """Per stage of this rank."""
+        self._owners: dict[str, int] = {}
+        """The stage that keeps each parameter, and each buffer that is written; without it, every stage does."""
 
     @abstractmethod
     def start(self, example: Arguments) -> None:
@@ -114,10 +121,16 @@ class ParallelModel(nn.Module, ABC):
     def _take_place(self, plan: Plan) -> None:
         """Open the plan's groups, in one order on every rank."""
         self._plan = plan
-        coordinates = plan.coordinates_of(self._host.position)
-        groups = make_groups(plan.mesh, plan.rank_of, self._host.position, self._device)
-        self._placement = Placement(self._device, self._host, groups, coordinates)
-        self._grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
+        rank = self._host.position
+        opened: dict[Any, tuple[tuple[Group, ...], Group | None]] = {}
+        for k, stage in enumerate(plan.stages):
+            self._grids.append(grid_of(plan, stage))
+            if (stage.mesh, stage.rank_of) not in opened:
+                groups = make_groups(stage.mesh, stage.rank_of, rank, self._device)
+                opened[stage.mesh, stage.rank_of] = groups, host_group(stage.rank_of, self._host)
+            groups, host = opened[stage.mesh, stage.rank_of]
+            if host is not None:
+                self._places[k] = Placement(self._device, host, groups, stage.coordinates_of(rank))
 
     # -- values
 
@@ -126,11 +139,21 @@ class ParallelModel(nn.Module, ABC):
         trainable = {name: p.requires_grad for name, p in self._recipe.model.named_parameters()}
         for name, own, known in initial_values(self._recipe.model, self._device):
             whole = broadcast(self._host, own)
-            entry = self._stored.get(name)
-            box = (whole if entry is None else entry.box(whole)).clone()
             if not known:
                 self._unknown.add(name)
+            if name in trainable and not self._keeps(name):
+                continue
+            entry = self._stored.get(name)
+            box = (whole if entry is None else entry.box(whole)).clone()
             self._attach(name, nn.Parameter(box, trainable[name]) if name in trainable else box)
+        if trainable and not any(map(self._keeps, trainable)):  # optimizers refuse an empty list
+            name, value = next(iter(self._recipe.model.named_parameters()))
+            nothing = value.new_empty((0,) * value.ndim, device=self._device)
+            self._attach(name, nn.Parameter(nothing, value.requires_grad))
+
+    def _keeps(self, name: str) -> bool:
+        """Whether this rank keeps a part of a value."""
+        return name not in self._owners or self._owners[name] in self._places
 
     def _attach(self, name: str, value: torch.Tensor) -> None:
         """Keep a value under its name in the local model, also where a method of this class has the same name."""
@@ -158,13 +181,24 @@ class ParallelModel(nn.Module, ABC):
         leaves = pytree.tree_leaves(example)
         names = leaf_names(example)
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(names, leaves, strict=True))
-        structure = structure_of((*key, pytree.tree_structure(example), constants_of(leaves)))
+        skips = not leaves and self._may_skip_inputs()
+        structure = 0 if skips else structure_of((*key, pytree.tree_structure(example), constants_of(leaves)))
         told = Told(self._step, structure, tuple(leaf_shapes(example)), missing_rows(names, leaves, dims))
         everyone = agree(self._host, told)
-        if len({other.structure for other in everyone}) > 1:
+        if len({other.structure for other in everyone} - {0}) != 1 or self._skipped_wrongly(everyone, key):
             _raise_different(gather_objects(self._host, dict(zip(names, constants_of(leaves), strict=True))))
-        shapes = global_shapes(everyone, dims, self.plan, names)
+        if skips:
+            names, dims = tuple(self._batch_dims), tuple(self._batch_dims.values())
+        shapes = global_shapes(everyone, dims, self._grids, self.plan, names)
         return [v.to(self._device) if isinstance(v, torch.Tensor) else v for v in leaves], dims, shapes
+
+    def _may_skip_inputs(self) -> bool:
+        """Whether this rank may be called without arguments."""
+        return False
+
+    def _skipped_wrongly(self, everyone: Sequence[Told], key: tuple[Any, ...]) -> bool:
+        """Whether some rank was given no arguments although others have another structure than the example's."""
+        return False
 
     def _row_dim(self, name: str, leaf: Any) -> int | None:
         """The batch dim of an input: as at capture, or for one not seen there by `batch_dim`."""
@@ -183,7 +217,7 @@ class ParallelModel(nn.Module, ABC):
         names = leaf_names((args, kwargs))
         leaves = pytree.tree_leaves((args, kwargs))
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(names, leaves, strict=True))
-        args, kwargs = local_rows((args, kwargs), dims, self._grid, self._placement.coordinates)
+        args, kwargs = local_rows((args, kwargs), dims, self._row_pieces)
         if isinstance(global_batch, dict):
             return {name: kwargs[name] for name in global_batch}
         return args if isinstance(global_batch, tuple) else (list(args) if isinstance(global_batch, list) else args[0])
@@ -193,50 +227,89 @@ class ParallelModel(nn.Module, ABC):
     ) -> RowSampler:
         """A batch sampler of this rank's rows; `batch_size` is global and defaults to the example's."""
         size = self._started().rows if batch_size is None else batch_size
-        return RowSampler(dataset, self._grid, self._placement.coordinates, size, shuffle, seed)
+        return RowSampler(dataset, self._grids, self._row_pieces, size, shuffle, seed)
+
+    def _row_pieces(self, total: int) -> list[tuple[int, int]]:
+        """This rank's rows of a global batch: (first, how many) per microbatch; none on an idle rank."""
+        for k, place in self._places.items():
+            return self._grids[k].row_pieces(total, place.coordinates)
+        return [(0, 0)]
 
     # -- whole values
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """The local model's state: exactly its keys, whole values. Collective."""
-        return self._full(self._recipe.model.state_dict(keep_vars=True), gradients=False)
+        self._started()
+        return self._full(self._recipe.model.state_dict(keep_vars=True))
 
     def full_gradients(self) -> dict[str, torch.Tensor | None]:
         """The local model's gradients by name, whole; None where the local model's is. Collective."""
-        parameters = dict(self.named_parameters())
-        return {name: None if p.grad is None else self._whole_value(name, p.grad) for name, p in parameters.items()}
+        self._started()
+        gradients = {name: p.grad for name, p in self.named_parameters() if self._keeps(name)}
+        there = {name for name, gradient in gradients.items() if gradient is not None}
+        anywhere = there if self._is_everywhere else set[str]().union(*gather_objects(self._host, there))
+        return {
+            name: self._whole_value(name, value, gradients.get(name)) if name in anywhere else None
+            for name, value in self._recipe.model.named_parameters()
+        }
 
-    def _full(self, keys: Mapping[str, torch.Tensor], *, gradients: bool) -> dict[str, torch.Tensor]:
+    def _full(self, keys: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         first = self._ties
-        return {key: self._whole_value(first.get(key, key), own[first.get(key, key)].detach()) for key in keys}
+        return {
+            key: self._whole_value(first.get(key, key), value, own.get(first.get(key, key)))
+            for key, value in keys.items()
+        }
 
-    def _whole_value(self, name: str, box: torch.Tensor) -> torch.Tensor:
+    @property
+    def _is_everywhere(self) -> bool:
+        """Whether every rank keeps a part of every value."""
+        return len(self.plan.stages) == 1 and len(self.plan.ranks) == self._host.size
+
+    def _whole_value(self, name: str, like: torch.Tensor, box: torch.Tensor | None) -> torch.Tensor:
+        """A value whole, on every rank, from the boxes of those that keep it. Collective."""
         entry = self._stored.get(name)
-        return box.detach().clone() if entry is None else entry.whole(box.detach()).clone()
+        mine = box is not None and self._keeps(name)
+        whole = torch.empty(like.shape, dtype=like.dtype, device=self._device)
+        if mine and box is not None:
+            whole = box.detach().clone() if entry is None else entry.whole(box.detach()).clone()
+        if self._is_everywhere or (name not in self._owners and len(self.plan.ranks) == self._host.size):
+            return whole
+        source = self.plan.stages[self._owners.get(name, 0)].rank_of[0]
+        whole = whole.contiguous()
+        dist.broadcast(whole, src=source)
+        return whole
 
     def load_full_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over a local model's state; rank 0's values win. Collective. Raises WhaleError for other keys."""
-        expected = set(self._recipe.model.state_dict(keep_vars=True))
+        values = self._recipe.model.state_dict(keep_vars=True)
+        expected = set(values)
         if set(state) != expected:
             missing, extra = sorted(expected - set(state)), sorted(set(state) - expected)
             raise WhaleError(f"the state does not fit the model: missing {missing}, unexpected {extra}")
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         with torch.no_grad():
             for key in sorted(expected - set(self._ties)):  # one order on all ranks: each key is a broadcast
-                whole = broadcast(self._placement.host, state[key].to(self._placement.device, own[key].dtype))
-                entry = self._stored.get(key)
-                own[key].copy_(whole if entry is None else entry.box(whole))
+                whole = broadcast(self._host, state[key].to(self._device, values[key].dtype))
+                if self._keeps(key):
+                    entry = self._stored.get(key)
+                    own[key].copy_(whole if entry is None else entry.box(whole))
         self._unknown -= expected
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """The norm of the whole gradient before clipping it to `max_norm`; the same bits on every rank. Collective."""
-        total = gradient_norm(dict(self.named_parameters()), self._stored, self._placement, norm_type)
+        total = gradient_norm(dict(self.named_parameters()), self._stored, self._place_of, self._host, norm_type).to(
+            self._device
+        )
         factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
         return total
+
+    def _place_of(self, name: str) -> Placement:
+        """Where this rank stands in the stage that keeps a parameter."""
+        return self._places[self._owners.get(name, 0)]
 
     # -- looking inside
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ from torch import nn
 from whalepy.errors import AnnotationError, PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import RankReport, match_ranks, report_this_rank, spec_from_reports
-from whalepy.planner.decide import Cut
-from whalepy.planner.plan import Plan, plan_of
+from whalepy.planner.decide import Cut, Orders
+from whalepy.planner.mesh import arrange
+from whalepy.planner.placing import Arrangement
+from whalepy.planner.placing import Place as PlaceOf
+from whalepy.planner.plan import Plan, StagePlan, stage_plan
+from whalepy.planner.schedule.kinds import DEFAULT, defers, parse_kind
 from whalepy.primitives import scopes_on
 from whalepy.program.analysis import Program
 from whalepy.program.axes import evaluate
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
 from whalepy.runtime.arguments import Arguments, leaf_shapes
-from whalepy.runtime.build import Analysed, Recipe, analysed, built, captured_program, fingerprint, identity
-from whalepy.runtime.extents import Grid
+from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, fingerprint, identity
+from whalepy.runtime.extents import Grid, grid_of
 from whalepy.runtime.groups import Group
 from whalepy.runtime.measured_cache import measured_here
+from whalepy.runtime.pipeline import Pipeline, arranged, gathers_rows, pipelined
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
@@ -37,11 +43,12 @@ class Choices:
     microbatches: int | None = None
     seed: int = 0
     plan: Plan | None = None
+    schedule: str | None = None
 
 
 def plan_together(
     recipe: Recipe, cluster: Cluster, choices: Choices, device: torch.device, host: Group, example: Arguments
-) -> tuple[Plan, Analysed]:
+) -> tuple[Plan, Pipeline]:
     """Capture on every rank, compare, plan on rank 0, and take over its plan. An error on one rank is raised on all."""
     state: dict[str, Any] = {}
 
@@ -66,7 +73,7 @@ def plan_together(
     def make() -> None:
         if host.position == 0:
             state["plan"], state["main"] = planned(state["program"], state["spec"], state["placed"], choices)
-            verify_ranks(state["main"], state["plan"].rank_of, state["plan"].microbatches)
+            verify_ranks(state["main"], state["plan"], state["plan"].microbatches)
 
     together(make)
     text = broadcast_object(host, state["plan"].to_json() if host.position == 0 else None)
@@ -92,7 +99,7 @@ def share_rows(model: nn.Module, cluster: Cluster, choices: Choices, device: tor
     spec = spec_from_reports(reports) if cluster is None else ClusterSpec.load(cluster)
     placed = match_ranks(spec, reports)
     weights = _whole_shares(model, host.size) or tuple(spec.speeds())
-    return Plan(
+    stage = StagePlan(
         mesh=(host.size,),
         cuts=(Cut(0, weights),),
         row_cuts=(0,),
@@ -100,6 +107,11 @@ def share_rows(model: nn.Module, cluster: Cluster, choices: Choices, device: tor
         speeds=tuple(spec.speeds()),
         device_types=tuple(d.type for d in spec.devices),
         rank_of=tuple(placed.index(d) for d in range(len(placed))),
+        devices=tuple(range(len(placed))),
+    )
+    return Plan(
+        stages=(stage,),
+        devices=host.size,
         seed=choices.seed,
         notes=("the model is not captured: every rank runs it whole on its rows",),
     )
@@ -168,43 +180,129 @@ def planned(
     choices: Choices,
     *,
     speeds: Sequence[float] | None = None,
-) -> tuple[Plan, Analysed]:
+) -> tuple[Plan, Pipeline]:
     """The plan for ranks placed on the devices of a cluster, and the program it stands for.
 
     Default shares follow `speeds`, by device; without them those of the saved plan, or of the cluster.
     """
     given = choices.plan
-    if speeds is None:
-        speeds = spec.speeds() if given is None else given.speeds
     own = identity(program)
     if given is not None and given.fingerprint != own:
         raise PlanError(
             "the plan belongs to another model, or to another annotation of this one",
             fix="plan this model again, and save the plan",
         )
-    if choices.microbatches and choices.microbatches > max(_example_rows(program), 1):
+    rows = _example_rows(program)
+    if choices.microbatches and choices.microbatches > max(rows, 1):
         raise PlanError(
-            f"microbatches={choices.microbatches} cannot cut the {_example_rows(program)} rows of example_inputs",
+            f"microbatches={choices.microbatches} cannot cut the {rows} rows of example_inputs",
             fix="choose fewer microbatches, or give a larger global batch",
         )
-    if len(speeds) != len(placed):
-        raise PlanError(f"the plan is for {len(speeds)} devices, {len(placed)} are here")
-    microbatches = choices.microbatches or (given.microbatches if given is not None else 1)
-    main, orders = built(program, speeds, None if given is None else given.orders, microbatches=microbatches)
-    made = plan_of(
-        main.decisions,
-        orders,
-        speeds=tuple(speeds),
-        device_types=tuple(device.type for device in spec.devices),
-        rank_of=tuple(placed.index(device) for device in range(len(placed))),
+    if given is not None and given.devices != len(placed):
+        raise PlanError(f"the plan is for {given.devices} devices, {len(placed)} are here")
+    schedule = choices.schedule or (DEFAULT if given is None else given.schedule)
+    if speeds is None:
+        speeds = spec.speeds() if given is None else _speeds_of(given, len(placed))
+    places = [PlaceOf(device.type, device.node) for device in spec.devices]
+    arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1)
+    by_stage = [[speeds[d] for d in devices] for devices in arrangement.devices]
+    orders = None if given is None else [stage.orders for stage in given.stages]
+    microbatches, main, found = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
+    stages = tuple(
+        stage_plan(
+            made.decisions,
+            order,
+            speeds=tuple(own_speeds),
+            device_types=tuple(spec.devices[d].type for d in devices),
+            rank_of=tuple(placed.index(d) for d in devices),
+            devices=devices,
+            outer=_outer_levels(made, arrangement) if arrangement.stages else None,
+        )
+        for made, order, own_speeds, devices in zip(main.stages, found, by_stage, arrangement.devices, strict=True)
+    )
+    made = Plan(
+        stages,
+        devices=len(placed),
+        schedule=schedule,
         microbatches=microbatches,
         seed=choices.seed if given is None else given.seed,
-        rows=_example_rows(program),
+        rows=rows,
         fingerprint=own,
     )
-    _check_rows(made, [p for chain in main.chains for p in chain])
-    programs = programs_of(main, made.rank_of, microbatches)
-    return replace(made, notes=notes_of(main), programs=programs), main
+    _check_rows(made, [p for stage in main.stages for chain in stage.chains for p in chain])
+    _check_order_of_rows(made, main)
+    return replace(made, notes=notes_of(main), programs=programs_of(main, made)), main
+
+
+def _speeds_of(plan: Plan, devices: int) -> tuple[float, ...]:
+    """The speeds of a saved plan by device."""
+    found = [1.0] * devices
+    for stage in plan.stages:
+        for device, speed in zip(stage.devices, stage.speeds, strict=True):
+            found[device] = speed
+    return tuple(found)
+
+
+_MICROBATCHES_PER_STAGE = 4
+"""Of a pipeline where the user says nothing: the bubble is then at most a fifth of the step (GPipe, section 2.3)."""
+
+
+def _cut_in_time(
+    program: Program,
+    arrangement: Arrangement,
+    speeds: Sequence[Sequence[float]],
+    orders: Sequence[Orders] | None,
+    choices: Choices,
+    rows: int,
+    later: bool,
+) -> tuple[int, Pipeline, tuple[Orders, ...]]:
+    """The number of microbatches, and the program cut into them: as many as asked for, else as a pipeline needs.
+
+    Chosen here, there is one where the loss is no sum over rows.
+    """
+    asked = choices.microbatches or (choices.plan.microbatches if choices.plan is not None else None)
+    if asked is not None or not arrangement.stages:
+        return asked or 1, *pipelined(program, arrangement, speeds, orders, microbatches=asked or 1, defers=later)
+    wanted = max(min(_MICROBATCHES_PER_STAGE * len(arrangement.stages), rows // arrangement.copies), 1)
+    try:
+        return wanted, *pipelined(program, arrangement, speeds, orders, microbatches=wanted, defers=later)
+    except PlanError:
+        return 1, *pipelined(program, arrangement, speeds, orders, microbatches=1, defers=later)
+
+
+def _outer_levels(made: Analysed, arrangement: Arrangement) -> int:
+    """The levels of a stage that scopes around all stages own."""
+    around = {own for own in arrangement.scopes.values() if own is not None}
+    mesh = arrange(made.chains, prod(made.decisions.mesh))
+    owned = [level for owners in mesh.owners.values() for level, owner in enumerate(owners) if owner in around]
+    return max(owned, default=-1) + 1
+
+
+def _check_order_of_rows(plan: Plan, main: Pipeline) -> None:
+    """PlanError: microbatches are cut before some level cuts rows, and something needs the rows in their order."""
+    for stage, placed in zip(main.stages, plan.stages, strict=True):
+        inside = (
+            any(cut is not None for cut in placed.row_cuts[placed.outer or 0 :]) if placed.outer is not None else False
+        )
+        if inside and plan.microbatches > 1 and gathers_rows(stage):
+            raise PlanError(
+                "microbatches need to know of the whole batch what depends on the order of its rows",
+                fix="leave out microbatches=, or put the replicate scope around the stages",
+            )
+    for hosted in plan.hosts:
+        grids = {(plan.stages[k].mesh, tuple(map(str, _row_table(plan, k)))) for k in hosted}
+        if len({table for _, table in grids}) > 1:
+            raise PlanError(
+                f"stages {', '.join(map(str, hosted))} share devices but cut the rows in different ways",
+                fix="give the stages that share devices the same replicate scopes",
+            )
+
+
+def _row_table(plan: Plan, k: int) -> list[list[tuple[int, int]]]:
+    stage = plan.stages[k]
+    grid = grid_of(plan, stage)
+    by_rank = {rank: grid.row_pieces(plan.rows, stage.coordinates_of(rank)) for rank in stage.rank_of}
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 def _example_rows(program: Program) -> int:
@@ -215,7 +313,11 @@ def _example_rows(program: Program) -> int:
 
 def _check_rows(plan: Plan, primitives: Sequence[Any]) -> None:
     """Every replica with a share gets a row of the example batch; later steps may have fewer."""
-    grid = Grid(plan.mesh, plan.cuts, plan.row_cuts)
+    for stage in plan.stages:
+        _check_rows_of_stage(plan, grid_of(plan, stage), primitives)
+
+
+def _check_rows_of_stage(plan: Plan, grid: Grid, primitives: Sequence[Any]) -> None:
     rows = grid.rows(plan.rows)
     empty = [at for at, n in rows.items() if n == 0 and _has_share(grid, at)]
     if plan.rows and empty:

@@ -1,4 +1,4 @@
-"""The programs of all ranks as text, and their verification, at the sizes of the example inputs."""
+"""The programs of all ranks as text, the order of their actions, and their verification, at the example's sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from dataclasses import replace
 import sympy
 
 from whalepy.planner.decide import Decisions
+from whalepy.planner.plan import Plan
+from whalepy.planner.schedule.actions import Action, Crossing, Lending, Schedule
+from whalepy.planner.schedule.generators import forward_only
+from whalepy.planner.schedule.kinds import compute_actions
+from whalepy.planner.schedule.lowering import lowered
+from whalepy.planner.schedule.verify import verify as verify_schedule
 from whalepy.program.analysis import Program
 from whalepy.rewrite.exchanges import collect
 from whalepy.rewrite.explain import explain_text
@@ -16,16 +22,19 @@ from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, SizesAt
 from whalepy.rewrite.verify import verify
 from whalepy.runtime.build import Analysed
-from whalepy.runtime.extents import Extents, Grid, chunk
+from whalepy.runtime.extents import Extents, Grid
+from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.steps import batch_symbols, rows_in, sizes_of_microbatch
 
 
-def example_sizes(program: Program, decisions: Decisions, microbatches: int = 1) -> SizesAt:
-    """Sizes of the first microbatch of the example inputs, for the rank at given coordinates."""
+def example_sizes(
+    program: Program, decisions: Decisions, microbatches: int = 1, *, outer: int | None = None, whole: bool = False
+) -> SizesAt:
+    """Sizes of the first microbatch (or of the whole step) of the example inputs, for the rank at given coordinates."""
     hints: Mapping[sympy.Symbol, int] = program.hints
-    grid = Grid(decisions.mesh, decisions.cuts, decisions.row_cuts)
-    table = grid.rows(rows_in(program.captured, hints))
-    rows = {at: chunk(count, microbatches, 0)[1] for at, count in table.items()}
+    grid = Grid(decisions.mesh, decisions.cuts, decisions.row_cuts, outer, microbatches)
+    total = rows_in(program.captured, hints)
+    rows = grid.rows(total) if whole else grid.microbatch(total, 0)
     sizes = sizes_of_microbatch(hints, batch_symbols(program.captured), rows, first=True)
 
     def at(coordinates: Coordinates) -> Extents:
@@ -34,44 +43,94 @@ def example_sizes(program: Program, decisions: Decisions, microbatches: int = 1)
     return at
 
 
-def programs_of(main: Analysed, rank_of: Sequence[int], microbatches: int = 1) -> Callable[[int], RankProgram]:
+def actions_of(main: Pipeline, plan: Plan, rank: int, microbatches: int, *, training: bool) -> tuple[Action, ...]:
+    """What a rank does in a step, in order; nothing on an idle rank."""
+    schedule = schedule_of(main, plan, microbatches, training=training)
+    return next((own for own in schedule if own and own[0].stage in plan.stages_of(rank)), ())
+
+
+def schedule_of(main: Pipeline, plan: Plan, microbatches: int, *, training: bool) -> Schedule:
+    """The actions of each group of devices that share their stages."""
+    crossings = [Crossing(*pair, any(v.learns for v in values)) for pair, values in main.values.items()]
+    lendings = [Lending(*pair, any(v.learns for v in values)) for pair, values in main.parameters.items()]
+    hosts = plan.hosts
+    if training:
+        return lowered(compute_actions(plan.schedule, hosts, microbatches), crossings, lendings, trained(main))
+    plain = [replace(crossing, backward=False) for crossing in crossings]
+    lent = [replace(lending, backward=False) for lending in lendings]
+    return lowered(forward_only(hosts, microbatches), plain, lent, ())
+
+
+def trained(main: Pipeline) -> tuple[int, ...]:
+    """The stages through which the backward pass goes: something in them, or before them, learns."""
+    found: list[int] = []
+    for k, stage in enumerate(main.stages):
+        learns = any(any(op.result_grad) for op in stage.program.operators if op.kind in ("parameter", "received"))
+        ends = any(v.learns for (source, _), values in main.values.items() if source == k for v in values)
+        if learns and (ends or stage.program.captured.results):
+            found.append(k)
+    return tuple(found)
+
+
+def programs_of(main: Pipeline, plan: Plan) -> Callable[[int], RankProgram]:
     """Makes the program of a rank; for microbatches, below what is computed of the whole batch before them."""
-    ranks = Ranks(main.chains, tuple(rank_of))
-    sizes_at = example_sizes(main.program, main.decisions, microbatches)
 
     def of(rank: int) -> RankProgram:
-        made = rank_program(main.rewritten, main.program, main.decisions, ranks, rank, sizes_at)
-        if main.prologue is None:
-            return made
-        program, decisions, rewritten = main.prologue
-        ahead = program_text(rewritten, program, decisions, ranks, rank, example_sizes(program, decisions))
-        return replace(made, text=f"once per step, on the whole batch:\n{ahead}\n\nper microbatch:\n{made.text}")
+        mine = plan.stages_of(rank)
+        made = [_program_of_stage(main.stages[k], plan, k, rank) for k in mine]
+        if len(main.stages) == 1:
+            return made[0]
+        actions = " ".join(map(str, actions_of(main, plan, rank, plan.microbatches, training=True)))
+        parts = [f"stage {k} of {len(main.stages)}\n{one.text}" for k, one in zip(mine, made, strict=True)]
+        return replace(made[0], text="\n\n".join([f"actions of a step: {actions}", *parts]))
 
     return of
 
 
-def notes_of(main: Analysed) -> tuple[str, ...]:
+def _program_of_stage(stage: Analysed, plan: Plan, k: int, rank: int) -> RankProgram:
+    placed = plan.stages[k]
+    ranks = Ranks(stage.chains, placed.rank_of)
+    sizes = example_sizes(stage.program, stage.decisions, plan.microbatches, outer=placed.outer)
+    made = rank_program(stage.rewritten, stage.program, stage.decisions, ranks, rank, sizes)
+    if stage.prologue is None:
+        return made
+    ahead = stage.prologue
+    whole = example_sizes(ahead.program, ahead.decisions, plan.microbatches, outer=placed.outer, whole=True)
+    text = program_text(ahead.rewritten, ahead.program, ahead.decisions, ranks, rank, whole)
+    return replace(made, text=f"once per step, on the whole batch:\n{text}\n\nper microbatch:\n{made.text}")
+
+
+def notes_of(main: Pipeline) -> tuple[str, ...]:
     """What runs replicated for want of a rule, along which classes split scopes were cut, and what of the model the
     capture does not keep; a line each."""
-    found = explain_text(main.program, main.decisions, main.chains).splitlines()
-    return (*found, *main.program.captured.warnings)
+    found = [line for s in main.stages for line in explain_text(s.program, s.decisions, s.chains).splitlines()]
+    schedule = [note for stage in main.stages for note in stage.notes]
+    return (*dict.fromkeys(found), *schedule, *main.stages[0].program.captured.warnings)
 
 
-def verify_ranks(main: Analysed, rank_of: Sequence[int], microbatches: int = 1) -> None:
-    """Verify the programs of all ranks together. Raises VerificationError."""
-    _verify(main.program, main.decisions, main.rewritten, rank_of, microbatches, backward=True)
-    if main.prologue is not None:
-        _verify(*main.prologue, rank_of, 1, backward=False)
+def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: bool = True) -> None:
+    """Verify the programs of all ranks together, and the order of their actions. Raises VerificationError."""
+    for stage, placed in zip(main.stages, plan.stages, strict=True):
+        sizes = example_sizes(stage.program, stage.decisions, microbatches, outer=placed.outer)
+        _verify(stage.program, stage.rewritten, placed.mesh, placed.rank_of, sizes, backward=training)
+        if stage.prologue is not None:
+            ahead = stage.prologue
+            whole = example_sizes(ahead.program, ahead.decisions, microbatches, outer=placed.outer, whole=True)
+            _verify(ahead.program, ahead.rewritten, placed.mesh, placed.rank_of, whole, backward=False)
+    if len(main.stages) > 1 and training:
+        crossings = [Crossing(*pair, any(v.learns for v in values)) for pair, values in main.values.items()]
+        lendings = [Lending(*pair, any(v.learns for v in values)) for pair, values in main.parameters.items()]
+        schedule = schedule_of(main, plan, microbatches, training=True)
+        verify_schedule(schedule, plan.hosts, crossings, lendings, microbatches, trained(main))
 
 
 def _verify(
     program: Program,
-    decisions: Decisions,
     rewritten: Rewritten,
+    mesh: Sequence[int],
     rank_of: Sequence[int],
-    microbatches: int,
+    sizes_at: SizesAt,
     *,
     backward: bool,
 ) -> None:
-    sizes_at = example_sizes(program, decisions, microbatches)
-    verify(collect(rewritten, program, decisions.mesh, rank_of, sizes_at, backward=backward))
+    verify(collect(rewritten, program, mesh, rank_of, sizes_at, backward=backward))

@@ -23,18 +23,19 @@ class Reach:
 
     results: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
 
-    def tie(self, loss: torch.Tensor, parameters: Sequence[torch.Tensor], host: Group) -> torch.Tensor:
-        """The loss, from which the backward pass reaches what it reaches on any rank. Collective.
+    def tie(self, outputs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], host: Group) -> torch.Tensor:
+        """The first of the outputs, from which the backward pass reaches, beside what it reaches from all outputs, what
+        it reaches on any rank of the host group. Collective.
 
         Ways that this rank lacks are added with a gradient of zeros.
         """
-        ends = [*self.results, *(p for p in parameters if p.requires_grad)]
-        seen = _before(loss)
+        ends = [*self.results, *(leaf for leaf in leaves if leaf.requires_grad)]
+        seen = _before(outputs)
         mine = torch.tensor([_function(end) in seen for end in ends], dtype=torch.int64)
         buffer, blocks = host.all_gather(mine, [len(ends)] * host.size)
         anywhere = torch.stack(blocks.parts(buffer)).amax(0)
         lacking = [end for end, wanted, has in zip(ends, anywhere.tolist(), mine.tolist(), strict=True) if wanted > has]
-        return sum((_nothing_of(end).to(loss.dtype) for end in lacking), loss)
+        return sum((_nothing_of(end).to(outputs[0].dtype) for end in lacking), outputs[0])
 
 
 _REACH: ContextVar[Reach | None] = ContextVar("reach", default=None)
@@ -60,10 +61,10 @@ def _function(value: torch.Tensor) -> Any:
     return torch.autograd.graph.get_gradient_edge(value).node
 
 
-def _before(loss: torch.Tensor) -> set[Any]:
-    """Every function of the backward pass that starts at the loss."""
+def _before(outputs: Sequence[torch.Tensor]) -> set[Any]:
+    """Every function of the backward pass that starts at these values."""
     found: set[Any] = set()
-    waiting = [loss.grad_fn]
+    waiting = [_function(output) if output.requires_grad else None for output in outputs]
     while waiting:
         function = waiting.pop()
         if function is not None and function not in found:

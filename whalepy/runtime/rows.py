@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -11,19 +11,38 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Sampler
 
 from whalepy.errors import BatchError
-from whalepy.runtime.extents import Coordinates, Grid
+from whalepy.runtime.extents import Grid
+
+Pieces = Callable[[int], Sequence[tuple[int, int]]]
+"""The rows of a global batch of some size that a rank gets: (first, how many) per microbatch."""
 
 
-def local_rows(arguments: Any, batch_dims: Sequence[int | None], grid: Grid, coordinates: Coordinates) -> Any:
+def local_rows(arguments: Any, batch_dims: Sequence[int | None], pieces_of: Pieces) -> Any:
     """This rank's rows of every input that has them; the same structure. Unread inputs are cut too."""
     leaves, spec = pytree.tree_flatten(arguments)
-    total = rows_of(leaves, batch_dims)
-    start, count = grid.row_interval(total, coordinates)
+    pieces = contiguous(pieces_of(rows_of(leaves, batch_dims)))
     cut = [
-        leaf.narrow(dim, start, count) if isinstance(leaf, torch.Tensor) and dim is not None else leaf
+        rows_at(leaf, dim, pieces) if isinstance(leaf, torch.Tensor) and dim is not None else leaf
         for leaf, dim in zip(leaves, batch_dims, strict=True)
     ]
     return pytree.tree_unflatten(cut, spec)
+
+
+def contiguous(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same rows in fewer pieces: neighbours joined, empty ones gone; one piece at least."""
+    found: list[tuple[int, int]] = []
+    for start, length in pieces:
+        if found and found[-1][0] + found[-1][1] == start:
+            found[-1] = (found[-1][0], found[-1][1] + length)
+        elif length:
+            found.append((start, length))
+    return found or [(0, 0)]
+
+
+def rows_at(value: torch.Tensor, dim: int, pieces: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """The rows of these pieces, in their order; a view where there is one piece."""
+    parts = [value.narrow(dim, start, length) for start, length in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def rows_of(leaves: Sequence[Any], batch_dims: Sequence[int | None]) -> int:
@@ -49,13 +68,13 @@ class RowSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, dataset: Sized, grid: Grid, coordinates: Coordinates, batch_size: int, shuffle: bool, seed: int
+        self, dataset: Sized, grids: Sequence[Grid], pieces_of: Pieces, batch_size: int, shuffle: bool, seed: int
     ) -> None:
         if batch_size < 1:
             raise BatchError(f"batch_size must be at least 1, not {batch_size}")
         self.length = len(dataset)
-        self.grid = grid
-        self.coordinates = coordinates
+        self.grids = grids
+        self.pieces_of = pieces_of
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -67,10 +86,14 @@ class RowSampler(Sampler[list[int]]):
 
     def _batches(self) -> list[tuple[int, int]]:
         edges = [(at, min(self.batch_size, self.length - at)) for at in range(0, self.length, self.batch_size)]
-        if edges and 0 in self.grid.rows(edges[-1][1]).values() and 0 not in self.grid.rows(self.batch_size).values():
+        if edges and self._leaves_none(edges[-1][1]) and not self._leaves_none(self.batch_size):
             warnings.warn(f"the last {edges[-1][1]} rows are too few for every rank and are left out", stacklevel=3)
             edges.pop()
         return edges
+
+    def _leaves_none(self, rows: int) -> bool:
+        """Whether some rank gets no row of so many."""
+        return any(0 in grid.rows(rows).values() for grid in self.grids)
 
     def __len__(self) -> int:
         return len(self._batches())
@@ -82,5 +105,5 @@ class RowSampler(Sampler[list[int]]):
             order = torch.randperm(self.length, generator=generator).tolist()
         self.epoch += 1
         for at, size in self._batches():
-            start, count = self.grid.row_interval(size, self.coordinates)
-            yield order[at + start : at + start + count]
+            pieces = self.pieces_of(size)
+            yield [row for start, count in pieces for row in order[at + start : at + start + count]]

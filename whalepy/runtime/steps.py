@@ -99,11 +99,12 @@ def sizes_of_microbatch(
     rows: Mapping[Coordinates, int],
     *,
     first: bool,
+    microbatch: int | None = None,
 ) -> StepSizes:
     """Sizes of a microbatch with these rows per coordinates."""
     total = sum(rows.values())
     micro = {symbol: total if symbol in rows_symbols else value for symbol, value in bindings.items()}
-    return StepSizes(dict(bindings), micro, dict(rows), first)
+    return StepSizes(dict(bindings), micro, dict(rows), first, microbatch)
 
 
 def rows_in(captured: Captured, bindings: Mapping[sympy.Symbol, int]) -> int:

@@ -110,7 +110,7 @@ class WholeModel(ParallelModel):
 
     @property
     def _group(self) -> Group:
-        return self._placement.groups[0]
+        return self._places[0].groups[0]
 
     def _weighed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool

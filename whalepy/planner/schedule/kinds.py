@@ -53,3 +53,8 @@ def compute_actions(kind: str, hosts: Sequence[Sequence[int]], microbatches: int
         fix = f"write interleaved:{most}, or cut the model into {parsed.chunks} stages per group"
         raise PlanError(f"schedule {kind!r}, but a group of devices hosts {most} stages", fix=fix)
     return GENERATORS[parsed.name](hosts, microbatches)
+
+
+def defers(kind: str) -> bool:
+    """Whether a schedule runs the weight gradients apart from those of the inputs."""
+    return parse_kind(kind).name == "zero-bubble"

@@ -1,0 +1,128 @@
+"""Pipelines for tests: models of transformers by stages, and how stages may be nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import whalepy
+from tests import models
+from whalepy.primitives import Primitive
+
+Wrap = Callable[[int], Any]
+"""The primitives of a stage, by its number."""
+
+
+def plain(_: int) -> Any:
+    """A stage whose devices are open."""
+    return whalepy.stage()
+
+
+def staged(groups: Sequence[Sequence[str]], wrap: Wrap = plain, outer: Sequence[Primitive] = ()) -> dict[str, Any]:
+    """A stage per group of module patterns, inside `outer`."""
+    found: dict[str, Any] = {"": list(outer)} if outer else {}
+    for k, patterns in enumerate(groups):
+        scope = wrap(k)
+        found.update(dict.fromkeys(patterns, scope))
+    return found
+
+
+def blocks(pattern: str, bounds: Sequence[int]) -> list[list[str]]:
+    """Groups of neighbouring blocks, cut at `bounds`: `h.*` and (0, 1, 3) give h.0 and h.1, h.2."""
+    return [[pattern.replace("*", str(k)) for k in range(a, b)] for a, b in pairwise(bounds)]
+
+
+def gpt2() -> models.Made:
+    """Four blocks; the head is tied to the embedding."""
+    return models.gpt2(models.language_batches([(8, 12), (7, 12), (8, 9)], ignored=3), layers=4)
+
+
+def bert() -> models.Made:
+    """Two blocks; the head is tied to the embedding."""
+    return models.bert(models.language_batches([(6, 12)], ignored=3), layers=2)
+
+
+def llama() -> models.Made:
+    """Two blocks."""
+    return models.llama(models.language_batches([(6, 12)], ignored=3), layers=2)
+
+
+def t5() -> models.Made:
+    """Two blocks of encoder and decoder; every block of the decoder reads the encoder's output."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=96,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(0)
+    ids, labels = models.tokens(6, 10), models.tokens(6, 7, seed=2)
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    batch["attention_mask"][:, 8:] = 0
+    return T5ForConditionalGeneration(config), [batch]
+
+
+def vit() -> models.Made:
+    """Two blocks on images of 16 x 16."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=8,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    return ViTForImageClassification(config), [{"pixel_values": images, "labels": torch.arange(6) % 5}]
+
+
+def convolutions() -> models.Made:
+    """Blocks of convolutions with group norm, and a head of many classes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000)),
+    )
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    return model, [(images, torch.arange(6) * 100)]
+
+
+class Skipping(nn.Module):
+    """Values that skip stages, a parameter that two stages read, a buffer that one writes and another reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(6, 6)
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(12, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.seen: Tensor
+
+    def forward(self, x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        with whalepy.stage():
+            a = torch.tanh(self.first(self.shared(x)))
+            self.seen += 1
+        with whalepy.stage():
+            b = torch.tanh(self.second(a) * weight.unsqueeze(1))
+        with whalepy.stage():
+            c = torch.tanh(self.shared(b)) + a / self.seen
+            logits = self.third(torch.cat([a, c], 1))
+            return nn.functional.cross_entropy(logits, target)
+
+
+def skipping() -> models.Made:
+    """The model above."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(3)
+    batches = [(torch.randn(n, 6, generator=draw), torch.rand(n, generator=draw), torch.arange(n) % 3) for n in (7, 9)]
+    return Skipping(), batches

@@ -1,0 +1,344 @@
+"""What crosses between two stages: boxes of values, each element from one owner to every rank that wants it.
+
+Both ends say which part of a value each of their places holds (its indices along every dim). A place gets what it holds
+from those that hold it at the other end; of several holders, which hold the same, places take turns. Parts of several
+values for one rank go as one message of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from whalepy.planner.plan import StagePlan
+from whalepy.program.call import results
+from whalepy.rewrite.bindings import DimTerms, Term
+from whalepy.rewrite.terms import terms_of
+from whalepy.runtime.extents import Coordinates, Extents, Grid, StepSizes
+from whalepy.runtime.pipeline import Crossed, End
+
+Indices = np.ndarray
+Holding = tuple[Indices, ...]
+"""Per dim, the indices of the whole value that a place holds, in the order in which it holds them."""
+Index = slice | Tensor
+
+
+def held_indices(end: End, grid: Grid, at: Coordinates, sizes: StepSizes, total: int) -> Holding:
+    """What the place at these coordinates holds of a value; `total` rows make up the step or the microbatch."""
+    extents = Extents(grid, at, sizes)
+    return tuple(_dim_indices(dim, extents, total) for dim in terms_of(end.program, end.key, end.layout))
+
+
+def _dim_indices(dim: DimTerms, extents: Extents, total: int) -> Indices:
+    found = np.zeros(1, dtype=np.int64)
+    for term in dim:
+        own, size = _term_indices(term, extents, total)
+        found = (found[:, None] * size + own[None, :]).reshape(-1)
+    return found
+
+
+def _term_indices(term: Term, extents: Extents, total: int) -> tuple[Indices, int]:
+    """Indices held along one factor of a dim, and the size of the whole factor."""
+    if term.batch:
+        return _row_indices(term, extents, total), total
+    if not term.chain:
+        size = extents.value(term.size)
+        return np.arange(size), size
+    start, length = extents.interval(term)
+    whole = extents.value(term.axis_size)
+    own = np.arange(start, start + length)
+    parts: list[Indices] = []
+    offset = 0
+    for pre, post in term.parts:
+        before, after = extents.value(pre), extents.value(post)
+        part = (np.arange(before)[:, None] * whole + own[None, :]).reshape(-1)
+        parts.append(offset + (part[:, None] * after + np.arange(after)[None, :]).reshape(-1))
+        offset += before * whole * after
+    return np.concatenate(parts), offset
+
+
+def _row_indices(term: Term, extents: Extents, total: int) -> Indices:
+    """The rows held, numbered as in the whole batch: what the inputs of a place are, in the order of its pieces."""
+    grid, sizes = extents.grid, extents.sizes
+    pieces = grid.pieces(total) if sizes.microbatch is None else _relative(grid, sizes, total)
+    levels = grid.row_levels
+    matched = 0
+    while matched < len(term.chain) and extents._cuts_rows(term, matched):
+        matched += 1
+    mine = tuple(extents.coordinates[level] for level, _ in term.chain[:matched])
+    rows = [
+        np.arange(start, start + length)
+        for at in product(*(range(grid.sizes[level]) for level in levels))
+        if at[:matched] == mine
+        for start, length in (piece[at] for piece in pieces)
+    ]
+    found = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+    rest = Term(len(found), term.chain[matched:], False, len(found))
+    start, length = extents.interval(rest)
+    return found[start : start + length]
+
+
+def _relative(grid: Grid, sizes: StepSizes, total: int) -> list[dict[Coordinates, tuple[int, int]]]:
+    """The rows of one microbatch, numbered from its first: places stand side by side."""
+    table: dict[Coordinates, tuple[int, int]] = {}
+    start = 0
+    for at, length in sizes.rows.items():
+        table[at] = (start, length)
+        start += length
+    return [table]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of one value that goes to, or comes from, one rank."""
+
+    value: int
+    index: tuple[Index, ...]
+    """Per dim: where it lies in what this rank holds."""
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Elements of the part."""
+        return prod(self.shape)
+
+
+Route = dict[int, list[Part]]
+"""Per other rank, the parts of all values in their order."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank sends and receives when values cross, in one direction."""
+
+    sends: Route
+    receives: Route
+    shapes: tuple[tuple[int, ...], ...]
+    """Of each value, as the receiving end holds it here."""
+
+
+def routes(
+    givers: Sequence[tuple[int, Holding]], takers: Sequence[tuple[int, Holding]], rank: int
+) -> Iterator[tuple[int, int, tuple[tuple[Indices, Indices], ...]]]:
+    """(from rank, to rank, per dim: where the part lies at either end) of every part that `rank` gives or takes.
+
+    Every element of what a taker holds comes from one giver. Of givers that hold the same, taker number k takes from
+    the k-th, and from itself where it can.
+    """
+    boxes: dict[tuple[bytes, ...], list[tuple[int, Holding]]] = {}
+    for giver, holding in givers:
+        boxes.setdefault(tuple(index.tobytes() for index in holding), []).append((giver, holding))
+    for k, (taker, wanted) in enumerate(takers):
+        for holders in boxes.values():
+            giver, holding = next((h for h in holders if h[0] == taker), holders[k % len(holders)])
+            if rank not in (giver, taker):
+                continue
+            dims: list[tuple[Indices, Indices]] = []
+            for have, want in zip(holding, wanted, strict=True):
+                _, mine, theirs = np.intersect1d(have, want, assume_unique=True, return_indices=True)
+                dims.append((mine, theirs))
+            if all(len(mine) for mine, _ in dims):
+                yield giver, taker, tuple(dims)
+
+
+def _as_index(index: Indices, size: int) -> Index:
+    if len(index) and (np.diff(index) == 1).all():
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return torch.from_numpy(np.ascontiguousarray(index))
+
+
+@dataclass
+class Boundary:
+    """The values that cross from one stage to another, as one rank of either sees them."""
+
+    crossed: tuple[Crossed, ...]
+    source: StagePlan
+    target: StagePlan
+    grids: tuple[Grid, Grid]
+    rank: int
+    group: dist.ProcessGroup | None
+    backward_group: dist.ProcessGroup | None
+    device: torch.device
+    kept: dict[Any, tuple[Traffic, Traffic]] = field(default_factory=dict[Any, tuple[Traffic, Traffic]])
+    sent_bytes: int = 0
+
+    @cached_property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of the values."""
+        return tuple(results(c.source.program.nodes[c.source.key[0]])[c.source.key[1]].dtype for c in self.crossed)
+
+    @cached_property
+    def learning(self) -> tuple[int, ...]:
+        """The values whose gradients come back."""
+        return tuple(k for k, crossed in enumerate(self.crossed) if crossed.learns)
+
+    def traffic(
+        self, key: Any, sizes: Callable[[], tuple[StepSizes, StepSizes]], total: int
+    ) -> tuple[Traffic, Traffic]:
+        """What this rank moves forward and backward at some sizes; kept by `key`."""
+        if key not in self.kept:
+            self.kept[key] = self._traffic(*sizes(), total)
+        return self.kept[key]
+
+    def _traffic(self, here: StepSizes, there: StepSizes, total: int) -> tuple[Traffic, Traffic]:
+        forward, backward = Traffic({}, {}, ()), Traffic({}, {}, ())
+        shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for k, crossed in enumerate(self.crossed):
+            source = self._holdings(crossed.source, self.source, self.grids[0], here, total)
+            target = self._holdings(crossed.target, self.target, self.grids[1], there, total)
+            shapes.append((self._shape(source), self._shape(target)))
+            self._add(forward, k, source, target)
+            if crossed.learns:
+                self._add(backward, k, target, source)
+        return (
+            Traffic(forward.sends, forward.receives, tuple(shape for _, shape in shapes)),
+            Traffic(backward.sends, backward.receives, tuple(shape for shape, _ in shapes)),
+        )
+
+    def _holdings(
+        self, end: End, stage: StagePlan, grid: Grid, sizes: StepSizes, total: int
+    ) -> list[tuple[int, Holding]]:
+        places = product(*map(range, stage.mesh))
+        return [
+            (rank, held_indices(end, grid, at, sizes, total)) for rank, at in zip(stage.rank_of, places, strict=True)
+        ]
+
+    def _shape(self, holdings: Sequence[tuple[int, Holding]]) -> tuple[int, ...]:
+        mine = next((holding for rank, holding in holdings if rank == self.rank), ())
+        return tuple(len(index) for index in mine)
+
+    def _add(
+        self, traffic: Traffic, k: int, givers: Sequence[tuple[int, Holding]], takers: Sequence[tuple[int, Holding]]
+    ) -> None:
+        for giver, taker, dims in routes(givers, takers, self.rank):
+            shape = tuple(len(mine) for mine, _ in dims)
+            if giver == self.rank:
+                index = tuple(_as_index(mine, 0) for mine, _ in dims)
+                traffic.sends.setdefault(taker, []).append(Part(k, index, shape))
+            if taker == self.rank:
+                index = tuple(_as_index(theirs, 0) for _, theirs in dims)
+                traffic.receives.setdefault(giver, []).append(Part(k, index, shape))
+
+    # -- moving
+
+    def send(self, traffic: Traffic, values: Sequence[Tensor], *, backward: bool) -> Sending:
+        """Start to send this rank's parts; what it keeps for itself lies in the result."""
+        own: Tensor | None = None
+        works: list[Any] = []
+        buffers: list[Tensor] = []
+        group = self.backward_group if backward else self.group
+        for other, parts in traffic.sends.items():
+            buffer = _packed(values, parts)
+            if other == self.rank:
+                own = buffer
+                continue
+            buffers.append(buffer)
+            works.append(dist.isend(buffer, other, group=group))
+            self.sent_bytes += buffer.nbytes
+        return Sending(works, buffers, own)
+
+    def receive(self, traffic: Traffic, *, backward: bool) -> Receiving:
+        """Start to receive this rank's parts."""
+        group = self.backward_group if backward else self.group
+        works: list[Any] = []
+        buffers: dict[int, Tensor] = {}
+        for other, parts in traffic.receives.items():
+            if other == self.rank:
+                continue
+            size = sum(part.elements * self.dtypes[part.value].itemsize for part in parts)
+            buffers[other] = torch.empty(size, dtype=torch.uint8, device=self.device)
+            works.append(dist.irecv(buffers[other], other, group=group))
+        return Receiving(works, buffers)
+
+    def unpacked(
+        self, traffic: Traffic, receiving: Receiving, own: Tensor | None, *, backward: bool
+    ) -> dict[int, Tensor]:
+        """The values this rank holds, by their number, once all parts are there."""
+        for work in receiving.works:
+            work.wait()
+        buffers = receiving.buffers if own is None else {**receiving.buffers, self.rank: own}
+        wanted = self.learning if backward else range(len(self.crossed))
+        return {k: self._joined(k, traffic, buffers) for k in wanted}
+
+    def _joined(self, k: int, traffic: Traffic, buffers: Mapping[int, Tensor]) -> Tensor:
+        shape, dtype = traffic.shapes[k], self.dtypes[k]
+        parts = [(other, part) for other, own in traffic.receives.items() for part in own if part.value == k]
+        if len(parts) == 1 and parts[0][1].shape == shape and all(isinstance(i, slice) for i in parts[0][1].index):
+            return self._read(traffic, buffers, *parts[0])
+        value = torch.zeros(shape, dtype=dtype, device=self.device)
+        for other, part in parts:
+            _put(value, part.index, self._read(traffic, buffers, other, part))
+        return value
+
+    def _read(self, traffic: Traffic, buffers: Mapping[int, Tensor], other: int, part: Part) -> Tensor:
+        start = 0
+        for before in traffic.receives[other]:
+            if before is part:
+                break
+            start += before.elements * self.dtypes[before.value].itemsize
+        dtype = self.dtypes[part.value]
+        size = part.elements * dtype.itemsize
+        raw = buffers[other].narrow(0, start, size)
+        aligned = raw if start % dtype.itemsize == 0 else raw.clone()
+        return aligned.view(dtype).view(part.shape)
+
+
+@dataclass
+class Sending:
+    """Messages on their way; the memory must stay until they are through."""
+
+    works: list[Any]
+    buffers: list[Tensor]
+    own: Tensor | None
+    """What this rank sends to itself."""
+
+    def done(self) -> None:
+        """Wait until all are through."""
+        for work in self.works:
+            work.wait()
+
+
+@dataclass
+class Receiving:
+    """Messages that are awaited."""
+
+    works: list[Any]
+    buffers: dict[int, Tensor]
+
+
+def _packed(values: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+    """The parts of all values as bytes, end to end."""
+    flat = [_take(values[part.value], part.index).contiguous().view(-1).view(torch.uint8) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _take(value: Tensor, index: Sequence[Index]) -> Tensor:
+    for dim, own in enumerate(index):
+        if isinstance(own, slice):
+            value = value.narrow(dim, own.start, own.stop - own.start)
+        else:
+            value = value.index_select(dim, own.to(value.device))
+    return value
+
+
+def _put(value: Tensor, index: Sequence[Index], part: Tensor) -> None:
+    listed: list[Tensor] = []
+    for dim, own in enumerate(index):
+        if isinstance(own, slice):
+            value = value.narrow(dim, own.start, own.stop - own.start)
+            own = torch.arange(own.stop - own.start)
+        shape = [-1 if d == dim else 1 for d in range(len(index))]
+        listed.append(own.to(value.device).view(shape))
+    if all(isinstance(own, slice) for own in index):
+        value.copy_(part)
+    else:
+        value[tuple(listed)] = part
