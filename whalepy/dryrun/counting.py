@@ -63,6 +63,11 @@ class Counter(TorchDispatchMode):
             return
         self._note(0, sent, "", kind, kind, level)
 
+    def begin(self) -> None:
+        """Forget what happened so far, but for what is held."""
+        self.events.clear()
+        self._peak = self.memory
+
     def hold(self, tensor: torch.Tensor) -> None:
         """Count the memory of a tensor until nobody holds it."""
         storage = tensor.untyped_storage()

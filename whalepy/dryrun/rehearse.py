@@ -147,7 +147,7 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
             for value in state.values():
                 if isinstance(value, torch.Tensor):
                     counter.hold(value)
-        counter.events.clear()
+        counter.begin()
         updates = _step(model, update, args, kwargs, counter)
     *starts, reduction = model.starts
     events = tuple(counter.events)

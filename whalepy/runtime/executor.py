@@ -37,7 +37,7 @@ class _Live:
 
 
 class StepRun:
-    """Plays one step. `loss` is that of the last stage, None elsewhere; `results` are those of its first microbatch."""
+    """Plays one step. `loss` is that of the last stage, None elsewhere; `results` are there where nothing is trained."""
 
     def __init__(
         self,
@@ -81,6 +81,9 @@ class StepRun:
 
     def play(self) -> None:
         """Run every action in order, then write buffers and wait for what is still being sent."""
+        borrowers = {borrower for _, borrower in self.runnable.parameters}
+        for k in self.runnable.stages.keys() - borrowers:
+            self._stage(k)
         for action in self.runnable.actions:
             with self.model._playing(action):
                 self._PLAYS[action.op](self, action)
@@ -127,7 +130,8 @@ class StepRun:
             outputs = stage.program.run(tensors, self._rows(k, m), sizes, self.step, m)
         count = stage.captured.results
         if count:
-            self.results = outputs[:count]
+            if not self.training:
+                self.results = outputs[:count]
             self.losses.append(outputs[0].detach())
         first = count + len(stage.captured.mutations)
         self.written[k].append(tuple(value.detach() for value in outputs[count:first]))
