@@ -74,11 +74,11 @@ class Seen:
 def weights_wait() -> Iterator[Seen]:
     """Training steps run all their backward passes, then the weight gradients of each microbatch."""
     seen, queues = Seen(), list[Queue]()
-    runnable_of, reduce, run = CapturedModel._runnable, CapturedModel._reduce_gradients, StepProgram.run
+    stage_run, reduce, run = CapturedModel._stage_run, CapturedModel._reduce_gradients, StepProgram.run
 
-    def runnable(self: Any, made: Any) -> Any:
+    def deferring_stage(self: Any, k: int, made: Any) -> Any:
         rewritten, seen.notes = deferred(made.rewritten, made.program)
-        return runnable_of(self, replace(made, rewritten=rewritten))
+        return stage_run(self, k, replace(made, rewritten=rewritten))
 
     def run_deferring(self: Any, *args: Any) -> Any:
         queue = Queue()
@@ -87,15 +87,15 @@ def weights_wait() -> Iterator[Seen]:
         with deferring(queue):
             return run(self, *args)
 
-    def reduce_after(self: Any, runnable: Any, read: Any, parameters: Any) -> None:
+    def reduce_after(self: Any, stage: Any, read: Any, parameters: Any) -> None:
         seen.missing = {name for name, leaf in read.items() if leaf.requires_grad and leaf.grad is None}
         seen.waiting = [len(queue) for queue in queues]
         while queues:
             queues.pop(0).run()
-        reduce(self, runnable, read, parameters)
+        reduce(self, stage, read, parameters)
 
     with (
-        mock.patch.object(CapturedModel, "_runnable", runnable),
+        mock.patch.object(CapturedModel, "_stage_run", deferring_stage),
         mock.patch.object(CapturedModel, "_reduce_gradients", reduce_after),
         mock.patch.object(StepProgram, "run", run_deferring),
     ):

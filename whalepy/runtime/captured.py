@@ -144,7 +144,7 @@ class CapturedModel(ParallelModel):
     def _runnable(self, main: Pipeline, *, training: bool) -> Runnable:
         plan = self.plan
         count = plan.microbatches if training else 1
-        stages = {k: self._stage_run(k, main.stages[k], main) for k in plan.stages_of(self._host.position)}
+        stages = {k: self._stage_run(k, main.stages[k]) for k in plan.stages_of(self._host.position)}
         captured = main.stages[0].program.captured
         last = main.stages[-1].program
         return Runnable(
@@ -165,7 +165,7 @@ class CapturedModel(ParallelModel):
             ),
         )
 
-    def _stage_run(self, k: int, made: Analysed, main: Pipeline) -> StageRun:
+    def _stage_run(self, k: int, made: Analysed) -> StageRun:
         binder = self._binder(k)
         ahead = made.prologue
         prologue = None if ahead is None else StepProgram(ahead.program.captured, ahead.rewritten, binder)
