@@ -73,3 +73,45 @@ def test_microbatches(workers: Pool, run: Run) -> None:
 @pytest.mark.parametrize("run", MORE.values(), ids=MORE)
 def test_more_microbatches(workers: Pool, run: Run) -> None:
     compare(workers, run)
+
+
+class Averaged(torch.nn.Module):
+    """A mean over rows is its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(6, 12), torch.nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(self.down(torch.tanh(self.up(x))), target)
+
+
+def averaged() -> models.Made:
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    return Averaged(), [(torch.randn(n, 6, generator=draw), torch.randn(n, 2, generator=draw)) for n in (6, 7)]
+
+
+@pytest.mark.parametrize("scopes", [{"": whalepy.split(2)}, {"up": whalepy.split(2, shares=(3, 1))}, {}], ids=str)
+def test_a_mean_counts_the_rows_of_the_step_where_no_level_cuts_rows(workers: Pool, scopes: Any) -> None:
+    compare(workers, Run(averaged, lambda: scopes, 2 if scopes else 1, options=THREE))
+
+
+def running_mean(count: int) -> torch.Tensor:
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3, momentum=1.0), torch.nn.Linear(3, 4))
+    rows = torch.arange(18.0).view(6, 3)
+    scopes = {"1": whalepy.split(2)}
+    parallel = whalepy.compile(
+        whalepy.annotate(model, scopes), "2xcpu", (rows, rows[:, :1].long() % 4), loss_fn=row_loss, microbatches=count
+    )
+    parallel.train_step(*parallel.local_batch((rows, rows[:, :1].long() % 4)))
+    return parallel.full_state_dict()["0.running_mean"]
+
+
+def row_loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(outputs, target.squeeze(1))
+
+
+def test_statistics_of_microbatches_are_averaged_where_no_level_cuts_rows(workers: Pool) -> None:
+    one, three = (workers.run(2, running_mean, count)[0] for count in (1, 3))
+    assert torch.allclose(one, three)

@@ -363,7 +363,8 @@ class _Cutter:
 
         def add(op: Operator, node: fx.Node, value_dims: Any, keys: Iterable[tuple[Value, int]]) -> None:
             own.update({key: (len(operators), r) for key, r in keys})
-            operators.append(replace(op, name=node.name, operands=tuple(own[key] for key in op.operands)))
+            operands = tuple(own[key] for key in op.operands)
+            operators.append(replace(op, name=node.name, operands=operands, scope=self.rescope(op.scope)))
             nodes.append(node)
             dims.append(value_dims)
 
@@ -376,7 +377,6 @@ class _Cutter:
             add(op, copies[need.taken[key][0]], (whole.dims[key[0]][key[1]],), [(key, 0)])
         for i in calls:
             op = whole.operators[i]
-            op = replace(op, scope=self.rescope(op.scope))
             add(op, copies[whole.nodes[i]], whole.dims[i], [((i, r), r) for r in range(len(op.result_grad))])
         keys = [self._key(n) for n in self._kept_outputs(captured, copies)] + list(given)
         op = replace(whole.operators[-1], operands=tuple(keys), operand_grad=self._flows(keys))

@@ -21,6 +21,7 @@ from whalepy.program.rules_shape import CREATES, CREATES_LIKE, RESHAPES
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import First, GlobalSize, Reducer, Start, Stream
 from whalepy.rewrite.causal import is_causal, positions_whole, without_mask
+from whalepy.rewrite.microbatches import KERNEL_IN_TIME
 
 if TYPE_CHECKING:
     from whalepy.rewrite.rewrite import Rewriter
@@ -32,6 +33,7 @@ def emit(rewriter: Rewriter, i: int, node: fx.Node, operands: list[fx.Node], mod
     """The new node of one operator: its local kernel, or itself with local sizes."""
     op = rewriter.program.operators[i]
     names = {mode.option.kernel for mode in modes if mode.option is not None and mode.option.kernel}
+    names |= {node.meta[KERNEL_IN_TIME]} if KERNEL_IN_TIME in node.meta else set()
     if len(names) > 1:
         raise PlanError(f"{op.name} would need two local kernels at once: {sorted(names)}", at=op.where)
     maker = KERNELS[names.pop()] if names else SHAPED.get(op.target, _emit_same)

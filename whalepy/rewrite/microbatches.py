@@ -23,6 +23,12 @@ from whalepy.program.dead_code import drop_unused
 from whalepy.program.functional_ops import first_only
 from whalepy.program.layout import Sharded, operand_type
 
+KERNEL_IN_TIME = "kernel_in_time"
+"""In the meta of an operator: the local kernel that it takes because a microbatch is a part of the batch."""
+_OF_PARTS = {"global_mean", "batch_statistics"}
+"""Kernels that give the part of a whole that some rows make up."""
+_COUNTING = {"masked_embedding", "masked_bags", "class_parallel"}
+"""Kernels that must know where the rows of a part begin."""
 IN_TIME = replicate(2)
 """Owner of the level that microbatches are: every operator is cut along the batch axis, or not at all."""
 
@@ -46,6 +52,7 @@ def microbatched(program: Program, subject: Subject) -> Microbatched:
     graph, copies = _copy(captured.graph.graph)
     values = _values_ahead(program, ahead)
     _mask_replicated_terms(program, made, ahead, graph, copies)
+    _mark_kernels(program, made, ahead, copies)
     placeholders = list(captured.placeholders)
     for k, node in enumerate(values):
         placeholders.append(_read_from_prologue(program, node, k, graph, copies, ahead))
@@ -98,6 +105,8 @@ def _check_additive(program: Program, made: Assignment, ahead: set[int]) -> None
                     raise _not_additive(program, i)
             elif _needs_whole(program, made, i, k) or _cuts_whole(program, made, i, k):
                 raise _not_additive(program, i)
+        if _kernel(made, i) in _COUNTING:
+            raise _not_additive(program, i)
 
 
 def _cuts_whole(program: Program, made: Assignment, i: int, k: int) -> bool:
@@ -175,6 +184,19 @@ def _mask_replicated_terms(
     source, r = producer(loss)
     if made.types[program.positions[source], r] in ("R", "B") and program.positions[source] not in ahead:
         _wrap(graph, copies[output], copies[loss], loss)
+
+
+def _mark_kernels(program: Program, made: Assignment, ahead: set[int], copies: dict[fx.Node, fx.Node]) -> None:
+    """A mean over rows divides by those of the whole batch, also where a microbatch is whole on every level."""
+    for i, node in enumerate(program.nodes):
+        kernel = _kernel(made, i)
+        if i not in ahead and kernel in _OF_PARTS:
+            copies[node].meta[KERNEL_IN_TIME] = kernel
+
+
+def _kernel(made: Assignment, i: int) -> str | None:
+    option = made.modes[i].option
+    return None if option is None else option.kernel
 
 
 def _wrap(graph: fx.Graph, user: fx.Node, operand: fx.Node, original: fx.Node) -> None:

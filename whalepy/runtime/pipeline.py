@@ -222,9 +222,7 @@ def _rescoped(program: Program, arrangement: Arrangement) -> Program:
     """The program with the scopes that a stage's levels are made of."""
     if not arrangement.scopes:
         return program
-    operators = tuple(
-        replace(op, scope=_scope_inside(op.scope, arrangement)) if op.kind == "call" else op for op in program.operators
-    )
+    operators = tuple(replace(op, scope=_scope_inside(op.scope, arrangement)) for op in program.operators)
     return replace(program, operators=operators)
 
 

@@ -264,6 +264,8 @@ def _cut_in_time(
     if asked is not None or not arrangement.stages:
         return asked or 1, *pipelined(program, arrangement, speeds, orders, microbatches=asked or 1, defers=later)
     wanted = max(min(_MICROBATCHES_PER_STAGE * len(arrangement.stages), rows // arrangement.copies), 1)
+    if any(way.kernel == "batch_statistics" for op in program.operators for way in op.options):
+        wanted = 1  # batch norm takes its statistics from all rows that it sees at once
     try:
         return wanted, *pipelined(program, arrangement, speeds, orders, microbatches=wanted, defers=later)
     except PlanError:
