@@ -37,7 +37,7 @@ class _Live:
 
 
 class StepRun:
-    """Plays one step. `loss` is that of the last stage, None elsewhere; `results` are there where nothing is trained."""
+    """Plays one step. `loss` is that of the last stage, None elsewhere; `results` are there if nothing is trained."""
 
     def __init__(
         self,
