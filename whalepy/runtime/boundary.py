@@ -237,7 +237,7 @@ class Boundary:
         buffers: list[Tensor] = []
         group = self.backward_group if backward else self.group
         for other, parts in traffic.sends.items():
-            buffer = _packed(values, parts)
+            buffer = packed(values, parts)
             if other == self.rank:
                 own = buffer
                 continue
@@ -254,10 +254,13 @@ class Boundary:
         for other, parts in traffic.receives.items():
             if other == self.rank:
                 continue
-            size = sum(part.elements * self.dtypes[part.value].itemsize for part in parts)
-            buffers[other] = torch.empty(size, dtype=torch.uint8, device=self.device)
+            buffers[other] = torch.empty(self.size_of(parts), dtype=torch.uint8, device=self.device)
             works.append(dist.irecv(buffers[other], other, group=group))
         return Receiving(works, buffers)
+
+    def size_of(self, parts: Sequence[Part]) -> int:
+        """Bytes of the parts of a message."""
+        return sum(part.elements * self.dtypes[part.value].itemsize for part in parts)
 
     def unpacked(
         self, traffic: Traffic, receiving: Receiving, own: Tensor | None, *, backward: bool
@@ -315,7 +318,7 @@ class Receiving:
     buffers: dict[int, Tensor]
 
 
-def _packed(values: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+def packed(values: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
     """The parts of all values as bytes, end to end."""
     flat = [_take(values[part.value], part.index).contiguous().view(-1).view(torch.uint8) for part in parts]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
