@@ -135,7 +135,9 @@ def differences(way: Way, loss: Tensor, gradients: dict[str, Tensor]) -> list[st
     """What differs between a step of this way and the local model, on any rank."""
     way.forget()
     found = way.step()
-    wrong = [] if found is None or abs(float(found - loss)) <= TOLERANCE * float(loss) else [f"loss {found}, not {loss}"]
+    wrong = (
+        [] if found is None or abs(float(found - loss)) <= TOLERANCE * float(loss) else [f"loss {found}, not {loss}"]
+    )
     scale = max(float(gradient.abs().max()) for gradient in gradients.values())
     mine = way.gradients()
     for name, gradient in mine.items():
@@ -219,9 +221,10 @@ def on_ranks(world: int, fn: Callable[..., Any], *args: Any) -> Any:
 
 def shown(row: dict[str, Any], of: str) -> str:
     one = row[of]
+    low, high = one["interval"]
     return (
-        f"{row['schedule']:5} {of:8} {one['own_ms']:8.1f} ms, torch {one['other_ms']:8.1f} ms, ratio {one['ratio']:.3f} "
-        f"[{one['interval'][0]:.3f}, {one['interval'][1]:.3f}] in {one['pairs']} pairs; "
+        f"{row['schedule']:5} {of:8} {one['own_ms']:8.1f} ms, torch {one['other_ms']:8.1f} ms, "
+        f"ratio {one['ratio']:.3f} [{low:.3f}, {high:.3f}] in {one['pairs']} pairs; "
         f"bytes {row['bytes'][of]}, torch {row['bytes']['torch']}"
     )
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from whalepy.planner.plan import StagePlan
+from whalepy.planner.plan import Plan, StagePlan
 from whalepy.program.call import results
 from whalepy.rewrite.bindings import DimTerms, Term
 from whalepy.rewrite.terms import terms_of
@@ -171,6 +171,15 @@ class Boundary:
     kept: dict[Any, tuple[Traffic, Traffic]] = field(default_factory=dict[Any, tuple[Traffic, Traffic]])
     sent_bytes: int = 0
 
+    @classmethod
+    def between(
+        cls, plan: Plan, pair: tuple[int, int], crossed: tuple[Crossed, ...], grids: Sequence[Grid], rank: int
+    ) -> Boundary:
+        """What crosses between two stages of a plan, as a rank sees it that sends nothing."""
+        source, target = pair
+        ends = plan.stages[source], plan.stages[target]
+        return cls(crossed, *ends, (grids[source], grids[target]), rank, None, None, torch.device("meta"))
+
     @cached_property
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """Of the values."""
@@ -266,8 +275,7 @@ class Boundary:
         self, traffic: Traffic, receiving: Receiving, own: Tensor | None, *, backward: bool
     ) -> dict[int, Tensor]:
         """The values this rank holds, by their number, once all parts are there."""
-        for work in receiving.works:
-            work.wait()
+        receiving.wait()
         buffers = receiving.buffers if own is None else {**receiving.buffers, self.rank: own}
         wanted = self.learning if backward else range(len(self.crossed))
         return {k: self._joined(k, traffic, buffers) for k in wanted}
@@ -317,6 +325,11 @@ class Receiving:
     works: list[Any]
     buffers: dict[int, Tensor]
 
+    def wait(self) -> None:
+        """Until all are there."""
+        for work in self.works:
+            work.wait()
+
 
 def packed(values: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
     """The parts of all values as bytes, end to end."""
@@ -327,7 +340,8 @@ def packed(values: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
 def _take(value: Tensor, index: Sequence[Index]) -> Tensor:
     for dim, own in enumerate(index):
         if isinstance(own, slice):
-            value = value.narrow(dim, own.start, own.stop - own.start)
+            size = own.stop - own.start
+            value = value if size == value.shape[dim] else value.narrow(dim, own.start, size)
         else:
             value = value.index_select(dim, own.to(value.device))
     return value

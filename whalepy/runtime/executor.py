@@ -21,6 +21,9 @@ from whalepy.runtime.steps import rows_in
 if TYPE_CHECKING:
     from whalepy.runtime.captured import CapturedModel, Runnable, StageRun
 
+_KEPT_SIZES = 4096
+"""Sizes of microbatches that are kept: lengths repeat from step to step."""
+
 Message = tuple[str, int, int, int | None]
 """(kind, giving stage, reading stage, microbatch)."""
 
@@ -56,10 +59,15 @@ class StepRun:
         self.step = step
         self.training = training
         self.total = rows_in(runnable.captured, bindings)
+        self.at = tuple(bindings.values())
+        """The sizes of the step: what was computed for the same ones before is taken again."""
         self.parameters = dict(model.named_parameters())
         self.borrowed: dict[int, dict[str, nn.Parameter]] = {k: {} for k in runnable.stages}
         self.tensors: dict[int, dict[str, Tensor]] = {}
         self.read: dict[int, dict[str, Tensor]] = {}
+        self.pieces: dict[int, list[int]] = {}
+        """Rows of this rank in each microbatch, by stage."""
+        self.learning = {k: self._learning(k) for k in runnable.stages}
         self.live: dict[tuple[int, int], _Live] = {}
         self.defers = any(action.op == "W" for action in runnable.actions)
         self.queues: dict[tuple[int, int], Queue] = {}
@@ -109,7 +117,12 @@ class StepRun:
         return stage
 
     def _sizes(self, k: int, microbatch: int | None) -> StepSizes:
-        return self.model._step_sizes(self.runnable, k, self.bindings, microbatch)
+        kept, key = self.runnable.sizes, (self.at, k, microbatch)
+        if key not in kept:
+            if len(kept) >= _KEPT_SIZES:
+                kept.clear()
+            kept[key] = self.model._step_sizes(self.runnable, k, self.bindings, microbatch)
+        return kept[key]
 
     def _forward(self, action: Action) -> None:
         k, m = action.stage, _number(action)
@@ -145,8 +158,10 @@ class StepRun:
         count = self.runnable.microbatches
         if count == 1:
             return self.leaves
-        grid, place = self.model._grids[k], self.model._places[k]
-        lengths = [length for _, length in grid.row_pieces(self.total, place.coordinates)]
+        if k not in self.pieces:
+            grid, place = self.model._grids[k], self.model._places[k]
+            self.pieces[k] = [length for _, length in grid.row_pieces(self.total, place.coordinates)]
+        lengths = self.pieces[k]
         piece = [(sum(lengths[:m]), lengths[m])]
         return [
             rows_at(leaf, dim, piece) if dim is not None and leaf is not None else leaf
@@ -170,7 +185,7 @@ class StepRun:
         received: Mapping[tuple[int, int], Mapping[int, Tensor]],
         reach: Reach,
     ) -> Tensor | None:
-        ends = [*range(min(stage.captured.results, 1)), *self._learning(k)]
+        ends = [*range(min(stage.captured.results, 1)), *self.learning[k]]
         if not ends:
             return None
         leaves = [v for values in received.values() for v in values.values()]
@@ -189,7 +204,7 @@ class StepRun:
         if self.runnable.stages[k].captured.results:
             ends.append(live.outputs[0])
             starts.append(None)
-        for output, readers in self._learning(k).items():
+        for output, readers in self.learning[k].items():
             first, *others = (gradients[pair][number] for pair, number in readers)
             ends.append(live.outputs[output])
             starts.append(sum(others, first))
