@@ -148,7 +148,8 @@ class Study:
         places = tuple(range(len(cluster.devices)))
         given = None if orders is None else _ordered(program, orders, len(places))
         try:
-            plan, main = planned(program, cluster, places, Choices(microbatches, 0, given), speeds=tuple(speeds))
+            choices = Choices(microbatches, 0, given, idle=False)
+            plan, main = planned(program, cluster, places, choices, speeds=tuple(speeds))
         except WhaleError as error:
             if levels is None:
                 raise
@@ -236,7 +237,7 @@ class Candidate:
     def again(self, speeds: Sequence[float]) -> Plan:
         """The same plan with default shares that follow these weights, by device."""
         places = tuple(range(len(self.cluster.devices)))
-        choices = Choices(self.microbatches, self.plan.seed, None)
+        choices = Choices(self.microbatches, self.plan.seed, None, idle=False)
         return planned(self.cut.program, self.cluster, places, choices, speeds=tuple(speeds))[0]
 
     def kind_of(self, replica: int) -> Hashable:

@@ -122,9 +122,11 @@ class _Cutter:
             later = {key for need in needs for key in need.taken if self.stage_of[key[0]] == stage}
             needs.insert(0, self._needed(stage, later))
         received = [sorted(need.taken) for need in needs]
-        for stage, keys in enumerate(received):
-            for key in keys:
+        for stage, need in enumerate(needs):
+            for key in received[stage]:
                 self._check_order(stage, key)
+            if not self.owners:  # another program of the same model may do without a stage
+                self._check_work(stage, need)
         self._own_parameters()
         given = [
             tuple(sorted({key for keys in received for key in keys if self.stage_of[key[0]] == stage}))
@@ -265,6 +267,16 @@ class _Cutter:
             f"({self.stages[source].at}), computes ({op.target}, {op.where or 'unknown line'})",
             at=reader.where or self.stages[stage].at,
             fix="let data flow one way: do not enter a stage again after a later one whose results it would read",
+        )
+
+    def _check_work(self, stage: int, need: _Needed) -> None:
+        """AnnotationError: a stage computes nothing that later ones, or the loss, need of it."""
+        if any(n.op == "call_function" and not self._is_known_size(n) for n in need.nodes):
+            return
+        raise AnnotationError(
+            f"{self.stages[stage]!r} has no operators of its own",
+            at=self.stages[stage].at,
+            fix="put a stage around operators that use parameters and that the loss depends on",
         )
 
     def _own_parameters(self) -> None:

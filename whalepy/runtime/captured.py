@@ -21,7 +21,16 @@ from whalepy.program.analysis import Program
 from whalepy.program.call import results
 from whalepy.program.capture import Captured
 from whalepy.program.capture_wrapper import Wants
-from whalepy.runtime.arguments import Arguments, constants_of, leaf_names, leaf_shapes, normal, whole_example
+from whalepy.runtime.agreement import Told
+from whalepy.runtime.arguments import (
+    Arguments,
+    constants_of,
+    leaf_names,
+    leaf_shapes,
+    normal,
+    structure_of,
+    whole_example,
+)
 from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program
 from whalepy.runtime.executor import StepRun
@@ -328,6 +337,12 @@ class CapturedModel(ParallelModel):
         """Whether this rank may be called without arguments: its stages read no input."""
         main = next(iter(self._runnables.values()), None)
         return len(self.plan.stages) > 1 and main is not None and not main.reads_inputs
+
+    def _skipped_wrongly(self, everyone: Sequence[Told], key: tuple[Any, ...]) -> bool:
+        own = structure_of((*key, self._example, self._constants))
+        return any(told.structure == 0 for told in everyone) and any(
+            told.structure not in (0, own) for told in everyone
+        )
 
     def _step_sizes(
         self, runnable: Runnable, k: int, bindings: Mapping[sympy.Symbol, int], microbatch: int | None

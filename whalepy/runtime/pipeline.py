@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
-from whalepy.errors import PlanError
+from whalepy.errors import PlanError, WhaleError
 from whalepy.planner.decide import Decisions, Orders, decide
-from whalepy.planner.mesh import Chain
+from whalepy.planner.mesh import Chain, arrange
 from whalepy.planner.placing import Arrangement, Need, Place, arrange_stages, selection
 from whalepy.primitives import Primitive, scope_by_id
 from whalepy.primitives.recording import remember
@@ -77,17 +78,32 @@ class Pipeline:
         return tuple(stage.chains for stage in self.stages)
 
 
-def arranged(program: Program, speeds: Sequence[float], places: Sequence[Place], chunks: int = 1) -> Arrangement:
-    """The devices of every stage of a program. Raises AnnotationError where the cluster cannot meet the scopes."""
+def arranged(
+    program: Program, speeds: Sequence[float], places: Sequence[Place], chunks: int = 1, *, idle: bool = True
+) -> Arrangement:
+    """The devices of every stage of a program; `idle`: without stages too, some may be left out.
+
+    Raises AnnotationError where the cluster cannot meet the scopes.
+    """
     stages = stages_in(program)
     if not stages:
         chains = {tuple(map(scope_by_id, op.scope)) for op in program.operators if op.kind == "call"}
         clusters = {p for chain in chains for p in chain if p.kind == "cluster"}
         devices = selection([Need(tuple(chains), 1.0)], places)
-        return Arrangement((), (devices,), dict.fromkeys(clusters), 1)
+        whole = Arrangement((), (devices,), dict.fromkeys(clusters), 1)
+        return replace(whole, devices=(_fitting({whole.chain(chain) for chain in chains}, devices),)) if idle else whole
     graphs = taskgraphs(program, stages, lambda scope: scope)
     needs = [_need(graph) for graph in graphs.stages]
     return arrange_stages(needs, stages, speeds, places, chunks)
+
+
+def _fitting(chains: Collection[Chain], devices: tuple[int, ...]) -> tuple[int, ...]:
+    """As many of the devices, the first ones, as scopes can share; all where no number of them fits."""
+    for count in range(len(devices), 0, -1):
+        with suppress(WhaleError):
+            arrange(chains, count)
+            return devices[:count]
+    return devices
 
 
 def _need(graph: Taskgraph) -> Need:

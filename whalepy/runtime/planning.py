@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from whalepy.planner.schedule.kinds import DEFAULT, defers, parse_kind
 from whalepy.primitives import scopes_on
 from whalepy.program.analysis import Program
 from whalepy.program.axes import evaluate
+from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.agreement import broadcast_object, gather_objects, raise_together
 from whalepy.runtime.arguments import Arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, fingerprint, identity
@@ -44,6 +46,8 @@ class Choices:
     seed: int = 0
     plan: Plan | None = None
     schedule: str | None = None
+    idle: bool = True
+    """Whether devices that scopes cannot share may be left idle."""
 
 
 def plan_together(
@@ -84,6 +88,8 @@ def plan_together(
             state["plan"], state["main"] = planned(state["program"], state["spec"], state["placed"], given)
 
     together(follow)
+    if host.position == 0:
+        _warn(state["plan"])
     return state["plan"], state["main"]
 
 
@@ -137,14 +143,34 @@ def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, example: Argu
     spec = spec_from_reports(alone) if cluster is None else ClusterSpec.load(cluster)
     _, program = program_for(recipe, example)
     made, _ = planned(program, spec, tuple(range(len(spec.devices))), choices)
+    _warn(made)
     return made
+
+
+def _warn(plan: Plan) -> None:
+    for note in _waits(plan):
+        warnings.warn(note, stacklevel=4)
 
 
 def program_for(recipe: Recipe, example: Arguments) -> tuple[tuple[str, ...], Program]:
     """The fingerprint of a model's training program, and the program."""
     captured = captured_program(recipe, *example, training=True, wants="loss")
     program = analysed(captured, leaf_shapes(example), sync_batchnorm=recipe.sync_batchnorm)
+    _check_stages(recipe.model, program)
     return fingerprint(program), program
+
+
+def _check_stages(model: nn.Module, program: Program) -> None:
+    """AnnotationError: no operator ran in a stage that was put on a module."""
+    there = set(stages_in(program))
+    for path, chain in scopes_on(model).items():
+        for scope in chain:
+            if scope.kind == "stage" and scope not in there:
+                raise AnnotationError(
+                    f'{scope!r} on "{path}" has no operators',
+                    at=scope.at,
+                    fix="put stages on modules whose forward computes something",
+                )
 
 
 def _compare(host: Group, example: Arguments, lines: tuple[str, ...]) -> None:
@@ -204,7 +230,7 @@ def planned(
     if speeds is None:
         speeds = spec.speeds() if given is None else _speeds_of(given, len(placed))
     places = [PlaceOf(device.type, device.node) for device in spec.devices]
-    arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1)
+    arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1, idle=choices.idle)
     by_stage = [[speeds[d] for d in devices] for devices in arrangement.devices]
     orders = None if given is None else [stage.orders for stage in given.stages]
     microbatches, main, found = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
@@ -231,7 +257,21 @@ def planned(
     )
     _check_rows(made, [p for stage in main.stages for chain in stage.chains for p in chain])
     _check_order_of_rows(made, main)
-    return replace(made, notes=notes_of(main), programs=programs_of(main, made)), main
+    notes = (*notes_of(main), *_waits(made))
+    return replace(made, notes=notes, programs=programs_of(main, made)), main
+
+
+def _waits(plan: Plan) -> Iterator[str]:
+    """What a pipeline loses for want of microbatches, and which ranks are idle."""
+    groups = len(plan.hosts)
+    if groups > plan.microbatches:
+        waiting = (groups - 1) / (plan.microbatches + groups - 1)
+        yield (
+            f"{plan.microbatches} microbatches are fewer than {groups} stages: every device waits {waiting:.0%} of a "
+            "step or more; give more rows or microbatches="
+        )
+    for rank in plan.idle:
+        yield f"rank {rank} is idle: the scopes cannot use all {plan.devices} devices"
 
 
 def _speeds_of(plan: Plan, devices: int) -> tuple[float, ...]:

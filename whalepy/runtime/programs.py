@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import sympy
 
 from whalepy.planner.decide import Decisions
 from whalepy.planner.plan import Plan
-from whalepy.planner.schedule.actions import Action, Crossing, Lending, Schedule
+from whalepy.planner.schedule.actions import SENDS, Action, Crossing, Lending, Schedule
 from whalepy.planner.schedule.generators import forward_only
 from whalepy.planner.schedule.kinds import compute_actions
 from whalepy.planner.schedule.lowering import lowered
+from whalepy.planner.schedule.messages import Message, verify_messages
 from whalepy.planner.schedule.verify import verify as verify_schedule
 from whalepy.program.analysis import Program
 from whalepy.rewrite.exchanges import collect
@@ -21,8 +22,9 @@ from whalepy.rewrite.printing import RankProgram, Ranks, program_text, rank_prog
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, SizesAt
 from whalepy.rewrite.verify import verify
+from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Analysed
-from whalepy.runtime.extents import Extents, Grid
+from whalepy.runtime.extents import Extents, Grid, StepSizes, grid_of
 from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.steps import batch_symbols, rows_in, sizes_of_microbatch
 
@@ -122,6 +124,61 @@ def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: boo
         lendings = [Lending(*pair, any(v.learns for v in values)) for pair, values in main.parameters.items()]
         schedule = schedule_of(main, plan, microbatches, training=True)
         verify_schedule(schedule, plan.hosts, crossings, lendings, microbatches, trained(main))
+        verify_messages(messages_of(main, plan, schedule))
+
+
+def messages_of(main: Pipeline, plan: Plan, schedule: Schedule) -> dict[int, list[Message]]:
+    """What each rank sends to and expects of each other one in a step at the example's sizes, in its order."""
+    program = main.stages[0].program
+    grids = [grid_of(plan, stage) for stage in plan.stages]
+    total, symbols = rows_in(program.captured, program.hints), batch_symbols(program.captured)
+
+    def sizes(stage: int, microbatch: int) -> StepSizes:
+        rows = grids[stage].microbatch(total, microbatch)
+        return sizes_of_microbatch(program.hints, symbols, rows, first=microbatch == 0, microbatch=microbatch)
+
+    found: dict[int, list[Message]] = {}
+    for actions in schedule:
+        for rank in plan.stages[actions[0].stage].rank_of if actions else ():
+            known: dict[tuple[int, int], Boundary] = {}
+            found[rank] = [
+                message
+                for action in actions
+                if action.peer is not None
+                for message in _messages(action, main, plan, grids, sizes, rank, known)
+            ]
+    return found
+
+
+def _messages(
+    action: Action,
+    main: Pipeline,
+    plan: Plan,
+    grids: Sequence[Grid],
+    sizes: Callable[[int, int], StepSizes],
+    rank: int,
+    known: dict[tuple[int, int], Boundary],
+) -> Iterator[Message]:
+    """The messages of one send or receive of a rank; none to itself."""
+    assert action.peer is not None
+    backward = action.op in ("SEND_B", "RECV_B", "SEND_G", "RECV_G")
+    gives = action.op in ("SEND_F", "SEND_P", "RECV_B", "RECV_G")
+    source, target = (action.stage, action.peer) if gives else (action.peer, action.stage)
+    crossed = (main.parameters if action.op[-1] in "PG" else main.values)[source, target]
+    boundary = Boundary.between(plan, (source, target), crossed, grids, rank)
+    if action.microbatch is None:
+        nothing = StepSizes({}, {}, {(): 0})
+        traffic = boundary.traffic(None, lambda: (nothing, nothing), 0)[backward]
+    else:
+        here, there = sizes(source, action.microbatch), sizes(target, action.microbatch)
+        boundary = known.setdefault((source, target), boundary)
+        key = tuple(here.rows.items()), tuple(there.rows.items())
+        traffic = boundary.traffic(key, lambda: (here, there), sum(here.rows.values()))[backward]
+    route = traffic.sends if action.op in SENDS else traffic.receives
+    for other, parts in route.items():
+        if other != rank:
+            dtypes = "+".join(dict.fromkeys(str(boundary.dtypes[part.value]) for part in parts))
+            yield Message(action, other, sum(part.elements for part in parts), dtypes)
 
 
 def _verify(
