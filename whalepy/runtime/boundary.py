@@ -150,7 +150,7 @@ def routes(
                 yield giver, taker, tuple(dims)
 
 
-def _as_index(index: Indices, size: int) -> Index:
+def _as_index(index: Indices) -> Index:
     if len(index) and (np.diff(index) == 1).all():
         return slice(int(index[0]), int(index[-1]) + 1)
     return torch.from_numpy(np.ascontiguousarray(index))
@@ -231,10 +231,10 @@ class Boundary:
         for giver, taker, dims in routes(givers, takers, self.rank):
             shape = tuple(len(mine) for mine, _ in dims)
             if giver == self.rank:
-                index = tuple(_as_index(mine, 0) for mine, _ in dims)
+                index = tuple(_as_index(mine) for mine, _ in dims)
                 traffic.sends.setdefault(taker, []).append(Part(k, index, shape))
             if taker == self.rank:
-                index = tuple(_as_index(theirs, 0) for _, theirs in dims)
+                index = tuple(_as_index(theirs) for _, theirs in dims)
                 traffic.receives.setdefault(giver, []).append(Part(k, index, shape))
 
     # -- moving
