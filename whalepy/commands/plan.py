@@ -50,11 +50,20 @@ def plan(
         int | None, typer.Option("--replicate", help="Force this degree of replicate. Default: chosen")
     ] = None,
     split: Annotated[int | None, typer.Option("--split", help="Force this degree of split. Default: chosen")] = None,
-    stages: Annotated[int | None, typer.Option("--stages", help="Not there yet")] = None,
-    microbatches: Annotated[
-        int | None, typer.Option("--microbatches", help="Force this number. Default: 1, more where 1 does not fit")
+    stages: Annotated[
+        int | None,
+        typer.Option("--stages", help="Cut the blocks into so many stages. Default: those that the model has"),
     ] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="Not there yet")] = None,
+    microbatches: Annotated[
+        int | None,
+        typer.Option(
+            "--microbatches", help="Force this number. Default: 4 per stage; else 1, more where 1 does not fit"
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", help="Of stages: 1f1b, gpipe, zero-bubble, or interleaved:2 (2 stages per device)"),
+    ] = None,
     shares: Annotated[
         str | None,
         typer.Option("--shares", help="`equal`, or a weight per replica: 3:1. Default: the fastest that fit"),
@@ -100,9 +109,8 @@ def plan(
 
     Exits with 0 if it fits, 3 if nothing does, 2 for a mistake in what was asked.
     """
-    _refuse_later(stages=None if stages == 1 else stages, schedule=schedule)
     for name, value in (("batch-size", batch_size), ("seq-len", seq_len), ("microbatches", microbatches),
-                        ("replicate", replicate), ("split", split), ("top", top)):  # fmt: skip
+                        ("replicate", replicate), ("split", split), ("stages", stages), ("top", top)):  # fmt: skip
         if value is not None and value < 1:
             raise PlanError(f"--{name} must be at least 1, not {value}")
     if batch_size is not None and batch_size > MOST_ROWS:
@@ -117,7 +125,10 @@ def plan(
         raise PlanError("--plan needs the model itself: layers without code have no saved plan", fix="leave out --plan")
     files = Files(save, json_file, html, trace)
     files.check()
+    from whalepy.planner.schedule.kinds import parse_kind
     from whalepy.planner.shares import parse_shares
+
+    schedule = None if schedule is None else str(parse_kind(schedule))
 
     weights = None if shares is None else parse_shares(shares)
     progress = _Progress()
@@ -142,6 +153,8 @@ def plan(
             recompute,  # type: ignore[arg-type]
             keeps_plan=save is not None or program is not None,
             plan=None if plan_file is None else str(plan_file),
+            stages=stages,
+            schedule=schedule,
         )
         forecast, chosen = (run_described if target.startswith(PREFIX) else run)(request, progress)
     finally:
@@ -160,12 +173,6 @@ def plan(
 def _known(option: str, value: str | None, known: Iterable[str]) -> None:
     if value is not None and value not in known:
         raise PlanError(f"--{option} {value} is not known", fix=f"choose {', '.join(known)}")
-
-
-def _refuse_later(**options: Any) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise PlanError(f"--{name} {value} is not there yet", fix=f"leave out --{name}")
 
 
 class _Progress:

@@ -10,14 +10,16 @@ from torch import nn
 from whalepy.dryrun.beyond import adds, modules_of
 from whalepy.dryrun.ladder import Strategy, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
+from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import RECOMPUTE
 from whalepy.dryrun.room import largest_batch, longest_sequence
 from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
+from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
-from whalepy.dryrun.study import Study
+from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.tried import Options, Tried
-from whalepy.errors import PlanError
+from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.cost import LINK_EFFICIENCY
 from whalepy.planner.forecast import (
@@ -64,7 +66,43 @@ def answer(
     baseline = _equal(study, best, own)
     ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
     more = (*_idle(best, cluster), *_not_tried(left_out))
-    return _forecast(study, best, baseline, ranked, subject, ways, more), best
+    return forecast_of(study, best, baseline, ranked, subject, ways, more), best
+
+
+def answer_in_stages(
+    study: Study, cluster: ClusterSpec, options: Options, subject: Subject, progress: Progress, staged: Staged
+) -> tuple[Forecast, PipelineTried]:
+    """The forecast of a model in stages, beside the same devices with the whole model on each.
+
+    Raises PlanError where the options cannot be met.
+    """
+    progress(staged.name or "stages")
+    best = tried_in_stages(study, cluster, options, staged)
+    progress("the whole model on every device")
+    baseline = _replicated(study, cluster, options, best.candidate.savings)
+    ways: tuple[str, ...] = ()
+    if best.verdict == "no":
+        ways = ways_out_of_stages(study, cluster, options, staged, best)
+    ranked = [best, *([] if baseline is None or baseline.verdict == "no" else [baseline])]
+    more = _without_work(best)
+    made = forecast_of(study, best, baseline or best, ranked, subject, ways, more)
+    return replace(made, annotations=staged.annotations), best
+
+
+def _replicated(study: Study, cluster: ClusterSpec, options: Options, savings: Savings) -> Tried | None:
+    """The whole model on every device with equal rows, as DistributedDataParallel; None where that cannot be."""
+    count = len(cluster.devices)
+    strategy = levels_of(count, 1), f"replicate {count}", ""
+    equal = replace(options, shares="equal", microbatches=None)
+    try:
+        return min(with_shares(study, cluster, strategy, equal, 1, savings), key=lambda tried: tried.order)
+    except WhaleError:  # fewer rows than devices
+        return None
+
+
+def _without_work(best: PipelineTried) -> tuple[str, ...]:
+    idle = best.candidate.plan.idle
+    return (f"idle: ranks {', '.join(map(str, idle))}, for which no stage has work",) if idle else ()
 
 
 def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
@@ -96,7 +134,7 @@ def saved(best: Tried, study: Study) -> Plan:
     return replace(candidate.again([weight / max(weights) for weight in weights]), annotation=levels)
 
 
-def _forecast(
+def forecast_of(
     study: Study,
     best: Tried,
     baseline: Tried,
@@ -105,6 +143,7 @@ def _forecast(
     ways: tuple[str, ...],
     more: Sequence[str],
 ) -> Forecast:
+    """The report of the best of some plans that were tried, `ranked` from best to worst."""
     played, added = best.played, adds(best)
     bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
     return Forecast(
@@ -116,19 +155,19 @@ def _forecast(
         equal_shares_step_time_s=baseline.step_s,
         bound=_bound(best, baseline),
         microbatches=best.candidate.microbatches,
-        schedule="none",
+        schedule=best.candidate.plan.schedule if isinstance(best, PipelineTried) else "none",
         bottleneck=bottleneck,
         tightest=best.tightest,
         devices=_devices(best, added),
         links=links_of(best),
-        stages=(_stage(study, best, subject),),
+        stages=stages_of(best) if isinstance(best, PipelineTried) else (_stage(best, subject),),
         breakdown=_breakdown(best, bottleneck),
         alternatives=tuple(_alternative(other) for other in ranked),
         assumptions=(*more, *best.candidate.cluster.assumptions, *_assumptions(best)),
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
-        largest_batch=largest_batch(best),
-        longest_sequence=longest_sequence(best, subject.tokens),
+        largest_batch=None if isinstance(best, PipelineTried) else largest_batch(best),
+        longest_sequence=None if isinstance(best, PipelineTried) else longest_sequence(best, subject.tokens),
         ways_out=ways,
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,
@@ -230,7 +269,7 @@ def _device(best: Tried, rank: int) -> DeviceForecast:
         rank=rank,
         type=device.type,
         node=device.node,
-        stage=0,
+        stage=candidate.plan.stages_of(rank)[0],
         coordinates=candidate.coordinates[rank],
         batch_share=best.rows_of(rank),
         peak_memory_bytes=best.peak(rank),
@@ -274,14 +313,16 @@ def _held(best: Tried, rank: int) -> tuple[Held, ...]:
     return tuple(sorted(held, key=lambda one: -one.bytes))
 
 
-def _stage(study: Study, best: Tried, subject: Subject) -> StageForecast:
+def _stage(best: Tried, subject: Subject) -> StageForecast:
     flops = sum(
         event.flops * times
         for rank in best.ranks
         for event, times in best.candidate.work(rank, best.rows_of(rank)).weighted
         if event.phase == "forward"
     )
-    return StageForecast(0, best.ranks, ("",), subject.parameters, float(flops))
+    kinds = tuple(best.candidate.device(rank).type for rank in best.ranks)
+    peak = best.peak(best.tightest)
+    return StageForecast(0, best.ranks, ("",), subject.parameters, float(flops), kinds, peak_memory_bytes=peak)
 
 
 def _breakdown(best: Tried, rank: int) -> Breakdown:

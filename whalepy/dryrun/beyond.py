@@ -9,11 +9,13 @@ from math import prod
 
 from whalepy.dryrun.blocks import module_of
 from whalepy.dryrun.described import DescribedCandidate, modules_of_layers
+from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.room import largest_batch
 from whalepy.dryrun.shares import best_rows
 from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.tried import Tried
 from whalepy.errors import WhaleError
+from whalepy.planner.decide import Decisions
 from whalepy.planner.forecast import ModulePart
 from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
@@ -26,6 +28,8 @@ def adds(best: Tried) -> dict[int, float | None]:
     annotations of the model leave no other number of devices.
     """
     candidate = best.candidate
+    if len(candidate.plan.stages) > 1:
+        return dict.fromkeys(best.ranks)
     if candidate.replicas != len(best.ranks) or len(best.ranks) == 1 or best.verdict == "no":
         return dict.fromkeys(best.ranks)
     kinds = {rank: candidate.kind_of(candidate.replica_of(rank)) for rank in best.ranks}
@@ -69,7 +73,10 @@ def modules_of(best: Tried) -> tuple[ModulePart, ...]:
     """Every module with parameters or products, numbers in paths folded into `*`."""
     if isinstance(best.candidate, DescribedCandidate):
         return modules_of_layers(best.candidate.described)
-    program, blocks = best.candidate.main.program, best.candidate.study.blocks
+    candidate = best.candidate
+    parts = candidate.stages if isinstance(candidate, PipelineCandidate) else (candidate.main,)
+    program = candidate.study.program if len(parts) > 1 else candidate.main.program
+    blocks = candidate.study.blocks
     parameters: dict[str, float] = defaultdict(float)
     flops: dict[str, float] = defaultdict(float)
     members: dict[str, set[str]] = defaultdict(set)
@@ -82,7 +89,7 @@ def modules_of(best: Tried) -> tuple[ModulePart, ...]:
             for path in _with_parents(name.rpartition(".")[0]):
                 parameters[_folded(path)] += size * times
                 members[_folded(path)].add(path)
-            for dim, shares in _cuts(best, name):
+            for dim, shares in _cuts([part.decisions for part in parts], name):
                 whole = prod(hint(program.axes.size(axis), program.hints) for axis in program.dims[i][0][dim])
                 splits[_folded(name.rpartition(".")[0])][_folded(name), dim] = (_folded(name), whole, shares)
         elif op.kind == "call":
@@ -114,9 +121,9 @@ def _folded(path: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
-def _cuts(best: Tried, name: str) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """Dims of a parameter that a level cuts, with the shares."""
-    decisions = best.candidate.main.decisions
-    for kind in decisions.stored[name]:
-        if isinstance(kind, Sharded):
+def _cuts(parts: Sequence[Decisions], name: str) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Dims of a parameter that a level cuts, with the shares, in the first stage that reads it."""
+    decisions = next((part for part in parts if name in part.stored), None)
+    for kind in () if decisions is None else decisions.stored[name]:
+        if decisions is not None and isinstance(kind, Sharded):
             yield kind.place.dim, decisions.cuts[kind.cut].weights

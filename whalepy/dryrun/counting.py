@@ -68,6 +68,10 @@ class Counter(TorchDispatchMode):
         self.events.clear()
         self._peak = self.memory
 
+    def settle(self) -> None:
+        """Forget what was held at most so far."""
+        self._peak = self.memory
+
     def hold(self, tensor: torch.Tensor) -> None:
         """Count the memory of a tensor until nobody holds it."""
         storage = tensor.untyped_storage()

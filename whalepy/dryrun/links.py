@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.tried import Tried
 from whalepy.hardware.cluster import ClusterSpec, Node
 from whalepy.planner.forecast import LinkForecast
@@ -16,7 +17,8 @@ _Group = tuple[int, tuple[int, ...]]
 def links_of(best: Tried) -> tuple[LinkForecast, ...]:
     """Per node the traffic among its devices; then, of several nodes, per node what leaves it."""
     cluster = best.candidate.cluster
-    inside, out = _traffic(best)
+    candidate = best.candidate
+    inside, out = candidate.traffic() if isinstance(candidate, PipelineCandidate) else _traffic(best)
     found = [
         LinkForecast(
             f"inside node {node.index}",

@@ -25,11 +25,11 @@ def costed(plan: Plan, file: str, study: Study, cluster: ClusterSpec, options: O
     check_devices(plan, cluster)
     levels = None if scopes_on(study.recipe.model) else levels_of_plan(plan)
     if study.identity(levels) != plan.fingerprint:
-        raise PlanError(_ANOTHER, fix=_AGAIN)
+        raise PlanError(ANOTHER, fix=AGAIN)
     candidate = study.candidate(levels, cluster, plan.speeds, plan.microbatches, options.savings, plan.orders)
     made = candidate.plan
     if (made.mesh, made.row_cuts, made.cuts) != (plan.mesh, plan.row_cuts, plan.cuts):  # scopes of another kind
-        raise PlanError(_ANOTHER, fix=_AGAIN)
+        raise PlanError(ANOTHER, fix=AGAIN)
     rows = tuple(Grid(plan.mesh, plan.cuts, plan.row_cuts).rows(study.rows).values())
     named = " > ".join(f"{kind} {degree}" for kind, degree in plan.annotation) or "as annotated"
     shares = f"shares {':'.join(map(str, rows))}" if 1 < len(rows) <= _FEW else ""
@@ -37,14 +37,16 @@ def costed(plan: Plan, file: str, study: Study, cluster: ClusterSpec, options: O
     return Tried(candidate, rows, ", ".join(filter(None, parts)), f"--plan {file}", candidate.played(rows))
 
 
-_ANOTHER = "the plan belongs to another model, or to another annotation of this one"
-_AGAIN = "plan this model again, and save the plan"
+ANOTHER = "the plan belongs to another model, or to another annotation of this one"
+AGAIN = "plan this model again, and save the plan"
 _FEW = 8
 """Shares that are written out."""
 
 
 def kept(plan: Plan, best: Tried) -> Plan:
     """The same plan with the programs of its ranks."""
+    if len(best.candidate.plan.stages) > 1:
+        return replace(plan, programs=best.candidate.plan.programs)
     cut = best.candidate.cut
     places = tuple(range(len(cut.cluster.devices)))
     made, _ = planned(cut.program, cut.cluster, places, Choices(plan=plan))

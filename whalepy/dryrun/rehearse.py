@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -16,25 +16,20 @@ from torch.utils import _pytree as pytree
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, module_of
 from whalepy.dryrun.counting import Counter, mark
 from whalepy.dryrun.gathered import Gathered
+from whalepy.dryrun.model import META, Mark, RehearsedModel
 from whalepy.dryrun.recompute import Recompute, attention_of, with_regions
-from whalepy.dryrun.silent import SilentGroup
 from whalepy.errors import PlanError
 from whalepy.planner.placing import Arrangement
 from whalepy.planner.plan import Plan
-from whalepy.planner.schedule.actions import Action
-from whalepy.planner.work import Holdings, Recorded
+from whalepy.planner.work import Acted, Event, Holdings, Recorded, RecordedActions
 from whalepy.program.analysis import Program
 from whalepy.rewrite.kernels import Seeded, attention, bridge
 from whalepy.rewrite.rewrite import Rewritten
-from whalepy.runtime.arguments import Arguments, Shape, as_arguments, leaf_names, leaf_shapes
+from whalepy.runtime.arguments import Arguments, as_arguments, leaf_names, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe
-from whalepy.runtime.captured import CapturedModel, StageRun
-from whalepy.runtime.extents import grid_of
-from whalepy.runtime.norms import Placement
 from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.rows import local_rows
 
-META = torch.device("meta")
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
     "sgd-momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
@@ -44,64 +39,6 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": partial(torch.optim.RMSprop, lr=0.1),
 }
 """Optimizers whose state is known, with torch's defaults."""
-
-
-class RehearsedModel(CapturedModel):
-    """The compiled model of one rank without the other ranks."""
-
-    def __init__(self, rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, counter: Counter) -> None:
-        host = SilentGroup(-1, len(plan.rank_of), rank, None)
-        devices = tuple(range(len(plan.rank_of)))
-        pipeline = Pipeline((main,), Arrangement((), (devices,), {}, 1), {}, {}, {})
-        super().__init__(rehearsed.recipe, META, host, lambda _: (plan, pipeline))
-        self._counter = counter
-        self._master = rehearsed.master
-        self._dtypes: dict[str, torch.dtype] = {}
-        self.starts: list[int] = []
-        """Where the events of each microbatch, and then the reduction of gradients, begin."""
-        self.copies: dict[str, int] = {}
-        """Bytes of what the program reads of a parameter."""
-
-    def _take_place(self, plan: Plan) -> None:
-        self._plan = plan
-        coordinates = plan.coordinates_of(self._host.position)
-        groups = tuple(
-            SilentGroup(level, size, at, self._counter)
-            for level, (size, at) in enumerate(zip(plan.mesh, coordinates, strict=True))
-        )
-        self._places = {0: Placement(META, self._host, groups, coordinates)}
-        self._grids = [grid_of(plan, plan.only)]
-
-    def _store_parameters(self) -> None:
-        model = self._recipe.model
-        for name, value in chain(model.named_parameters(), model.named_buffers()):
-            entry = self._stored.get(name)
-            whole = torch.empty_like(value, device=META)
-            box = whole if entry is None else entry.box(whole)
-            self._dtypes[name] = box.dtype
-            is_parameter = isinstance(value, nn.Parameter)
-            kept = torch.float32 if self._master and is_parameter and box.is_floating_point() else box.dtype
-            box = torch.empty(box.shape, dtype=kept, device=META)
-            self._attach(name, nn.Parameter(box, value.requires_grad) if is_parameter else box)
-
-    def _read(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
-        """What the program reads, in the type it computes with."""
-        value = super()._read(stage, name, box).to(self._dtypes[name])
-        self.copies[name] = 0 if value.dtype == box.dtype else value.nbytes
-        return value
-
-    def _agree(self, example: Arguments, key: tuple[Any, ...]) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
-        """The shapes of the whole step are the example's."""
-        leaves = pytree.tree_leaves(example)
-        dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(leaf_names(example), leaves, strict=True))
-        return leaves, dims, self.whole_shapes
-
-    def _playing(self, action: Action) -> AbstractContextManager[Any]:
-        if action.op in ("F", "REDUCE"):
-            self.starts.append(len(self._counter.events))
-        return self._counter.during("gradient") if action.op == "REDUCE" else nullcontext()
-
-    whole_shapes: list[Shape]
 
 
 @dataclass(frozen=True)
@@ -125,14 +62,84 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
 
     Raises PlanError for an operator whose result depends on values.
     """
+    devices = tuple(range(len(plan.rank_of)))
+    pipeline = Pipeline((main,), Arrangement((), (devices,), {}, 1), {}, {}, {})
+    plan = replace(plan, devices=len(devices))
+    ran = _ran(rehearsed, pipeline, plan, rank, example, None)
+    *starts, reduction = (mark.start for mark in ran.marks if mark.action.op in ("F", "REDUCE"))
+    ends = [*starts[1:], reduction]
+    return Recorded(
+        ran.events[: starts[0]],
+        tuple(ran.events[a:b] for a, b in zip(starts, ends, strict=True)),
+        ran.events[reduction : ran.updates],
+        ran.events[ran.updates :],
+        ran.holdings,
+        ran.buffers,
+        ran.inputs,
+        rehearsed.fused,
+    )
+
+
+def rehearse_stages(
+    rehearsed: Rehearsed, main: Pipeline, plan: Plan, rank: int, example: Any, only: Collection[int]
+) -> RecordedActions:
+    """What `rank` does in each action of a step of a pipeline, of which only some microbatches are run.
+
+    Raises PlanError for an operator whose result depends on values.
+    """
+    ran = _ran(rehearsed, main, plan, rank, example, only)
+    first, last = ran.marks[0], ran.marks[-1]
+    acts = {
+        mark.action: Acted(
+            tuple(
+                replace(event, memory=event.memory - mark.before, peak=event.peak - mark.before)
+                for event in ran.events[mark.start : mark.stop]
+            ),
+            mark.after - mark.before,
+        )
+        for mark in ran.marks
+    }
+    return RecordedActions(
+        ran.events[: first.start],
+        first.before,
+        acts,
+        ran.events[last.stop :],
+        sum(ran.holdings.values(), Holdings()),
+        ran.buffers,
+        ran.inputs,
+        ran.sent,
+    )
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A step as it ran: its events, and where its actions and the update are among them."""
+
+    events: tuple[Event, ...]
+    marks: Sequence[Mark]
+    updates: int
+    """Where the events of the update begin."""
+    holdings: Mapping[int, Holdings]
+    buffers: int
+    inputs: int
+    sent: Mapping[tuple[int, int], int]
+    """Bytes sent to other ranks, by the stages that they cross between."""
+
+
+def _ran(
+    rehearsed: Rehearsed, main: Pipeline, plan: Plan, rank: int, example: Any, only: Collection[int] | None
+) -> _Ran:
+    """One step of a rank, of all microbatches or of those in `only`."""
     counter = Counter()
     gathered = Gathered(counter) if rehearsed.regathers else None
     arguments = _on_meta(as_arguments(example))
-    model = RehearsedModel(rehearsed, _counted(rehearsed, main, counter, gathered), plan, rank, counter)
+    counted = replace(main, stages=tuple(_counted(rehearsed, stage, counter, gathered) for stage in main.stages))
+    model = RehearsedModel(rehearsed.recipe, counted, plan, rank, counter, master=rehearsed.master)
+    model.only = only
     model.whole_shapes = leaf_shapes(arguments)
     model.start(arguments)
     trained = [p for p in model.parameters() if p.requires_grad]
-    update = OPTIMIZERS[rehearsed.optimizer](trained, foreach=rehearsed.fused)
+    update = OPTIMIZERS[rehearsed.optimizer](trained or list(model.parameters()), foreach=rehearsed.fused)
     args, kwargs = _on_meta(local_rows(arguments, _dims(model, arguments), model._row_pieces))
     with counter, gathered.hooks() if gathered else nullcontext():
         for value in chain(model.parameters(), model.buffers()):
@@ -149,19 +156,8 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
                     counter.hold(value)
         counter.begin()
         updates = _step(model, update, args, kwargs, counter)
-    *starts, reduction = model.starts
-    events = tuple(counter.events)
-    ends = [*starts[1:], reduction]
-    return Recorded(
-        events[: starts[0]],
-        tuple(events[a:b] for a, b in zip(starts, ends, strict=True)),
-        events[reduction:updates],
-        events[updates:],
-        _holdings(model, update, rehearsed.blocks),
-        buffers,
-        held,
-        rehearsed.fused,
-    )
+    holdings = _holdings(model, update, rehearsed.blocks)
+    return _Ran(tuple(counter.events), model.marks, updates, holdings, buffers, held, model.sent_bytes)
 
 
 def _make_state(update: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) -> None:

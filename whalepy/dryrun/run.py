@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.answer import Sizes, answer, saved, sizes_of, subject_of
+from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, saved, sizes_of, subject_of
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, folded
-from whalepy.dryrun.loaded import costed, kept
+from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
+from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import OPTIMIZERS
+from whalepy.dryrun.staged import Staged
+from whalepy.dryrun.stages import flops_of_blocks, staging, unfolded
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.targets import Target, target_of
 from whalepy.dryrun.tried import Options, Tried
@@ -24,6 +27,8 @@ from whalepy.hardware.near import did_you_mean
 from whalepy.planner.forecast import Forecast
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
+from whalepy.primitives import annotate
+from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.build import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,6 +55,8 @@ class Request:
     """Whether the plan is wanted beside the forecast: that takes the capture of the whole model."""
     plan: str | None = None
     """The file of a saved plan, to be costed anew."""
+    stages: int | None = None
+    schedule: str | None = None
 
 
 def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
@@ -72,6 +79,8 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     chosen = None
     if given is not None:
         chosen = kept(given, best)
+    elif isinstance(best, PipelineTried):
+        chosen = best.candidate.plan
     elif request.keeps_plan:
         if whole is None:
             progress("capturing the whole model")
@@ -93,6 +102,8 @@ def options_of(request: Request) -> Options:
         request.top,
         request.zero,
         request.recompute,
+        None if request.stages == 1 else request.stages,
+        request.schedule,
     )
 
 
@@ -115,13 +126,69 @@ def _answered(
         return answer(study, recipe.model, cluster, options, subject, progress, tried)
 
     progress("capturing the model")
-    with folded(recipe.model, fold=given is None) as blocks:
-        study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
-        if study is not None:
-            return (*of(study), None)
+    staged = Staged(given=given)
+    if options.stages is not None:
+        staged = _put_in_stages(recipe, example, cluster, options, request)
+    elif given is None:
+        with folded(recipe.model) as blocks:
+            study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
+            if study is not None and not stages_in(study.program):
+                _check_no_schedule(options)
+                return (*of(study), None)
     with folded(recipe.model, fold=False) as blocks:
         study = _study(recipe, example, request, blocks)
-        return (*of(study), study)
+        if not stages_in(study.program):
+            _check_no_schedule(options)
+            return (*of(study), study)
+        if options.stages is None:
+            _check_degrees(options)
+        _check_saved(study, given)
+        subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
+        return (*answer_in_stages(study, cluster, options, subject, progress, staged), study)
+
+
+def _put_in_stages(recipe: Recipe, example: Any, cluster: ClusterSpec, options: Options, request: Request) -> Staged:
+    """The stages that are forced, put on the model. Raises PlanError for a model that has annotations of its own."""
+    model = recipe.model
+    weighed = None
+    with folded(model) as blocks:
+        study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
+        weighed = None if study is None else flops_of_blocks(model, study, blocks)
+    if weighed is None:
+        with folded(model, fold=False) as blocks:
+            study = _study(recipe, example, request, blocks)
+            weighed = flops_of_blocks(model, study, blocks)
+    assert study is not None
+    if any(op.scope for op in study.program.operators if op.kind == "call"):
+        raise PlanError(
+            "the model is annotated, so stages cannot be forced",
+            fix="leave out --stages, or return a model without annotations",
+        )
+    made = staging(options, unfolded(weighed, model), cluster, type(model).__name__)
+    annotate(model, made.scopes)
+    return Staged(made.name, made.flags, made.text)
+
+
+def _check_no_schedule(options: Options) -> None:
+    if options.schedule is not None:
+        raise PlanError(
+            f"--schedule {options.schedule} is for stages, of which there are none",
+            fix="give --stages, or annotate the model with whalepy.stage()",
+        )
+
+
+def _check_degrees(options: Options) -> None:
+    forced = [name for name in ("replicate", "split", "shares") if getattr(options, name) is not None]
+    if forced:
+        raise PlanError(
+            f"the model is annotated, so --{forced[0]} cannot be forced",
+            fix=f"leave out --{forced[0]}, or return a model without annotations",
+        )
+
+
+def _check_saved(study: Study, given: Plan | None) -> None:
+    if given is not None and study.identity(None) != given.fingerprint:
+        raise PlanError(ANOTHER, fix=AGAIN)
 
 
 def _folded_study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> Study | None:
@@ -144,7 +211,7 @@ def _study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> St
 
 def _check_alone(request: Request) -> None:
     """PlanError: something that the saved plan has decided is forced too."""
-    forced = ("replicate", "split", "microbatches", "shares")
+    forced = ("stages", "schedule", "replicate", "split", "microbatches", "shares")
     for name in (name for name in forced if getattr(request, name) is not None):
         raise PlanError(f"--{name} and --plan cannot both decide", fix=f"leave out --{name}, or plan without --plan")
 

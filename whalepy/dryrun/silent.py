@@ -1,14 +1,16 @@
-"""A process group of one process: its collectives give results of the right shape and are counted."""
+"""Groups and boundaries of one process: what they give has the right shape; nothing is sent, and all is counted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from whalepy.dryrun.counting import Counter
+from whalepy.runtime.boundary import Boundary, Receiving, Sending, Traffic, packed
 from whalepy.runtime.groups import Blocks, Group, padding_pays
 
 
@@ -52,3 +54,25 @@ class SilentGroup(Group):
         self.sent_bytes += sent
         if self.counter is not None:
             self.counter.collective(kind, self.level, sent)
+
+
+class SilentBoundary(Boundary):
+    """What crosses between two stages as one rank of either sees it; nothing is sent."""
+
+    @classmethod
+    def of(cls, boundary: Boundary) -> SilentBoundary:
+        """The same, silent."""
+        return cls(**{each.name: getattr(boundary, each.name) for each in fields(boundary) if each.init})
+
+    def send(self, traffic: Traffic, values: Sequence[Tensor], *, backward: bool) -> Sending:
+        """Packs what would be sent, and counts it."""
+        buffers = {other: packed(values, parts) for other, parts in traffic.sends.items()}
+        own = buffers.pop(self.rank, None)
+        self.sent_bytes += sum(buffer.nbytes for buffer in buffers.values())
+        return Sending([], list(buffers.values()), own)
+
+    def receive(self, traffic: Traffic, *, backward: bool) -> Receiving:
+        """Buffers of what others would send."""
+        sizes = {other: self.size_of(parts) for other, parts in traffic.receives.items() if other != self.rank}
+        buffers = {other: torch.empty(n, dtype=torch.uint8, device=self.device) for other, n in sizes.items()}
+        return Receiving([], buffers)

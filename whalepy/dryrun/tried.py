@@ -29,6 +29,8 @@ class Options:
     top: int = 5
     zero: int | None = None
     recompute: Recompute | None = None
+    stages: int | None = None
+    schedule: str | None = None
 
     @property
     def savings(self) -> Savings:
@@ -72,7 +74,7 @@ class Tried:
     @cached_property
     def ranks(self) -> tuple[int, ...]:
         """All ranks, in order."""
-        return tuple(sorted(self.candidate.plan.rank_of))
+        return self.candidate.plan.ranks
 
     @cached_property
     def tightest(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -101,6 +101,26 @@ class Network:
         alone = all(count == 1 for count in members.values())
         within = math.inf if alone else bandwidth
         return Route(len(ranks), len(members), within, latency, _reached(inter) / beside, inter.latency_s)
+
+    def crossing_s(self, messages: Mapping[tuple[int, int], int]) -> float:
+        """Seconds until bytes have gone from ranks to ranks, all at once: those of the link that takes longest.
+
+        A device has a link inside its node of its own; what leaves a node, or comes into one, shares its link.
+        """
+        busy: defaultdict[tuple[str, int], float] = defaultdict(float)
+        latency = 0.0
+        for (source, target), size in messages.items():
+            one, other = self.node_of(source), self.node_of(target)
+            inter = self.cluster.inter
+            if one == other or inter is None:
+                busy["from device", source] += size / _reached(self.cluster.nodes[one].link)
+                busy["to device", target] += size / _reached(self.cluster.nodes[one].link)
+                latency = max(latency, self.cluster.nodes[one].link.latency_s)
+            else:
+                busy["out of node", one] += size / _reached(inter)
+                busy["into node", other] += size / _reached(inter)
+                latency = max(latency, inter.latency_s)
+        return latency + max(busy.values(), default=0.0)
 
     def _inside(self, node: Node, members: int) -> float:
         """Bytes/s of each of so many devices of a node among themselves."""

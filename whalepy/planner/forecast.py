@@ -78,6 +78,15 @@ class StageForecast:
     parameters: int
     flops: float
     """Of one forward over the global batch."""
+    devices: tuple[str, ...] = ()
+    """The types of its devices, by rank as in `ranks`."""
+    forward_s: float = 0.0
+    """Of one microbatch on the slowest of its ranks; 0 where there is one stage."""
+    backward_s: float = 0.0
+    sends_bytes: int = 0
+    """Over a step, forward and backward, to other ranks."""
+    peak_memory_bytes: int = 0
+    """Of its tightest rank."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from whalepy.planner.schedule.actions import Action
+
 Phase = Literal["forward", "backward", "gradient", "optimizer"]
 
 
@@ -130,6 +132,36 @@ class Recorded:
     inputs: int
     foreach: bool = False
     """Whether the optimizer updates all parameters at once."""
+
+
+@dataclass(frozen=True)
+class Acted:
+    """One action of a pipeline as it ran; the bytes held are counted from those held before it."""
+
+    events: tuple[Event, ...]
+    grows: int
+    """Bytes held after it beyond those held before it."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at most within it, beyond those held before it."""
+        return max([0, self.grows, *(event.peak for event in self.events)])
+
+
+@dataclass(frozen=True)
+class RecordedActions:
+    """A step of one rank of a pipeline as it ran, with few microbatches."""
+
+    prelude: tuple[Event, ...]
+    before: int
+    """Bytes held when the first action begins."""
+    acts: Mapping[Action, Acted]
+    optimizer: tuple[Event, ...]
+    holdings: Holdings
+    buffers: int
+    inputs: int
+    sent: Mapping[tuple[int, int], int]
+    """Bytes sent to other ranks, by the stages that they cross between."""
 
 
 @dataclass(frozen=True)

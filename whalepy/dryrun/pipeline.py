@@ -1,0 +1,426 @@
+"""A model cut into stages on some devices: what each rank does in each action, and the step of all of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from whalepy.dryrun.model import META
+from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
+from whalepy.dryrun.silent import SilentBoundary
+from whalepy.dryrun.study import Candidate
+from whalepy.dryrun.tried import Tried
+from whalepy.hardware.cluster import Device
+from whalepy.planner.cost import DeviceCost, Network
+from whalepy.planner.forecast import Span, SpanKind
+from whalepy.planner.plan import StagePlan
+from whalepy.planner.schedule.actions import COMPUTES, SENDS, Action, Op, Schedule
+from whalepy.planner.schedule.simulate import Simulated, Timed, simulate
+from whalepy.planner.shares import round_shares
+from whalepy.planner.timeline import Played, RankTrack, play
+from whalepy.planner.work import Acted, Event, Part, RecordedActions, Rehearsal, Stretch
+from whalepy.program.costs import hint
+from whalepy.program.layout import Sharded
+from whalepy.runtime.build import Analysed
+from whalepy.runtime.extents import Coordinates, Grid, StepSizes, grid_of
+from whalepy.runtime.pipeline import Crossed, Pipeline
+from whalepy.runtime.programs import schedule_of
+from whalepy.runtime.steps import batch_symbols, sizes_of_microbatch
+
+Messages = Mapping[tuple[int, int], int]
+"""Bytes by (from rank, to rank)."""
+
+
+@dataclass
+class PipelineCandidate(Candidate):
+    """A model in stages: its ranks are rehearsed on the batch of the plan, with the rows that the plan gives them."""
+
+    pipeline: Pipeline = field(kw_only=True)
+    recorded: dict[Hashable, RecordedActions] = field(default_factory=dict[Hashable, RecordedActions])
+    taken: dict[Action, Played] = field(default_factory=dict[Action, Played])
+
+    # -- who and where
+
+    @property
+    def stages(self) -> tuple[Analysed, ...]:
+        """The program of every stage."""
+        return self.pipeline.stages
+
+    @property
+    def replicas(self) -> int:
+        """Parts that scopes around all stages cut the rows into."""
+        return self.pipeline.arrangement.copies
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The actions of each group of devices."""
+        return schedule_of(self.pipeline, self.plan, self.microbatches, training=True)
+
+    @cached_property
+    def actions(self) -> Mapping[int, tuple[Action, ...]]:
+        """The actions of each rank."""
+        of = {own[0].stage: own for own in self.schedule if own}
+        return {rank: next(of[k] for k in self.plan.stages_of(rank) if k in of) for rank in self.plan.ranks}
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """How each stage cuts the rows."""
+        return tuple(grid_of(self.plan, stage) for stage in self.plan.stages)
+
+    @cached_property
+    def places(self) -> tuple[Mapping[int, Coordinates], ...]:
+        """Per stage: rank -> where it stands on its levels."""
+        return tuple({rank: stage.coordinates_of(rank) for rank in stage.rank_of} for stage in self.plan.stages)
+
+    @cached_property
+    def coordinates(self) -> dict[int, tuple[int, ...]]:
+        """Rank -> where it stands on the levels of its first stage."""
+        return {rank: self.places[self.plan.stages_of(rank)[0]][rank] for rank in self.plan.ranks}
+
+    @cached_property
+    def device_of(self) -> Mapping[int, int]:
+        """Rank -> index of its device."""
+        pairs = (pair for stage in self.plan.stages for pair in zip(stage.rank_of, stage.devices, strict=True))
+        return dict(pairs)
+
+    @cached_property
+    def _costs(self) -> dict[int, DeviceCost]:
+        kinds: dict[Hashable, DeviceCost] = {}
+        devices: dict[int, Device] = {rank: self.device(rank) for rank in self.plan.ranks}
+        return {r: kinds.setdefault((d.profile, d.speed), DeviceCost(d)) for r, d in devices.items()}
+
+    @cached_property
+    def network(self) -> Network:
+        """What connects the ranks."""
+        return Network(self.cluster, self.device_of)
+
+    def rows_of(self, rank: int) -> int:
+        """Rows of the global batch that go through a rank."""
+        stage = self.plan.stages_of(rank)[0]
+        return sum(length for _, length in self.grids[stage].row_pieces(self.study.rows, self.places[stage][rank]))
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """Rows of each part that scopes around all stages cut the rows into."""
+        grid, outer = self.grids[0], self.plan.stages[0].outer or 0
+        whole = grid.rows(self.study.rows)
+        levels = sum(level < outer for level in grid.row_levels)
+        found: Counter[Coordinates] = Counter()
+        for at, rows in whole.items():
+            found[at[:levels]] += rows
+        return tuple(found.values())
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether gradients are reduced during the backward pass: in a pipeline at its end."""
+        return False
+
+    @cached_property
+    def owners(self) -> Mapping[str, int]:
+        """The stage that keeps each parameter; those that nothing reads are kept by the first."""
+        names = (name for name, _ in self.study.recipe.model.named_parameters())
+        return {name: self.pipeline.owners.get(name, 0) for name in names}
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Elements of each parameter of the whole model."""
+        return {name: value.numel() for name, value in self.study.recipe.model.named_parameters()}
+
+    def modules_of(self, k: int) -> tuple[str, ...]:
+        """The blocks whose parameters a stage keeps, and the modules of those outside all blocks."""
+        paths = self.study.blocks.paths
+        names = [name for name, owner in self.owners.items() if owner == k]
+        blocks = ((self.study.blocks.of(name), name.rpartition(".")[0]) for name in names)
+        return tuple(dict.fromkeys(paths[block] if block >= 0 else module for block, module in blocks))
+
+    # -- what was run
+
+    @cached_property
+    def stand_ins(self) -> tuple[int, ...]:
+        """For each microbatch one of the same sizes everywhere; the first of the step stands for itself alone."""
+        sizes = [
+            tuple(tuple(grid.microbatch(self.study.rows, m).values()) for grid in self.grids)
+            for m in range(self.microbatches)
+        ]
+        return tuple(
+            0 if m == 0 else next(k for k, size in enumerate(sizes) if k and size == own) for m, own in enumerate(sizes)
+        )
+
+    def stand_in(self, action: Action) -> Action:
+        """The action that was run in its place."""
+        return action if action.microbatch is None else action._replace(microbatch=self.stand_ins[action.microbatch])
+
+    def acts_of(self, rank: int) -> RecordedActions:
+        """What a rank does in each action; ranks with parts of the same sizes are rehearsed once."""
+        key = self._kind(rank)
+        if key not in self.recorded:
+            study, saved = self.study, self.savings
+            fused = self.cluster.devices[0].profile.vendor != "CPU"
+            rehearsed = Rehearsed(
+                study.recipe, study.optimizer, study.blocks, saved.recompute, study.master, saved.regathers, fused
+            )
+            self.recorded[key] = rehearse_stages(
+                rehearsed, self.pipeline, self.plan, rank, study.example, set(self.stand_ins)
+            )
+        return self.recorded[key]
+
+    def _kind(self, rank: int) -> Hashable:
+        """Equal for ranks that hold parts of the same sizes of everything."""
+        return tuple((k, self._sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
+
+    def _sizes_of(self, k: int, at: Coordinates) -> Hashable:
+        placed, grid = self.plan.stages[k], self.grids[k]
+        rows = tuple(length for _, length in grid.row_pieces(self.study.rows, at))
+        inside = tuple(self._first_of(k)[level][at[level]] for level, cut in enumerate(placed.row_cuts) if cut is None)
+        return rows, inside
+
+    def _first_of(self, k: int) -> Sequence[Sequence[int]]:
+        return self._firsts[k]
+
+    @cached_property
+    def _firsts(self) -> tuple[list[list[int]], ...]:
+        return tuple(first_alike(stage, placed) for stage, placed in zip(self.stages, self.plan.stages, strict=True))
+
+    def work(self, rank: int, rows: int, cuts: Sequence[int] = ()) -> Rehearsal:
+        """What a rank does in a step: each action as often as it comes, where most is held then."""
+        key = self._kind(rank)
+        if key not in self.known:
+            self.known[key] = self._whole(rank)
+        return self.known[key]
+
+    def _whole(self, rank: int) -> Rehearsal:
+        run = self.acts_of(rank)
+        most: dict[Action, int] = {}
+        often: Counter[Action] = Counter()
+        for action, held, _ in self.held(rank):
+            most[action] = max(most.get(action, 0), held)
+            often[action] += 1
+        parts: list[Part] = list(run.prelude)
+        for action, held in most.items():
+            moved = (
+                replace(event, memory=event.memory + held, peak=event.peak + held) for event in run.acts[action].events
+            )
+            if inner := tuple(moved):
+                parts.append(Stretch(inner, often[action]))
+        parts += run.optimizer
+        kept = run.holdings
+        return Rehearsal(tuple(parts), kept.parameters, run.buffers, kept.gradients, kept.optimizer, run.inputs)
+
+    def held(self, rank: int) -> Iterator[tuple[Action, int, Acted]]:
+        """In the order of a rank's actions: what was run for each, and the bytes held before it."""
+        run = self.acts_of(rank)
+        held = run.before
+        for action in self.actions[rank]:
+            ran = self.stand_in(action)
+            yield ran, held, run.acts[ran]
+            held += run.acts[ran].grows
+
+    # -- time
+
+    def played(self, rows: Sequence[int]) -> Played:
+        """The step of all ranks; the rows are those of the plan."""
+        simulated = simulate(self.schedule, self.seconds)
+        free = simulate(self.schedule, lambda action: 0.0 if action.op in SENDS else self.seconds(action))
+        return _Step(self, simulated, simulated.step_s - free.step_s).played()
+
+    def seconds(self, action: Action) -> float:
+        """Seconds of an action: on the slowest rank of its group, or on the wire."""
+        ran = self.stand_in(action)
+        return self.network.crossing_s(self.messages(ran)) if action.op in SENDS else self.played_action(ran).step_s
+
+    def played_action(self, action: Action) -> Played:
+        """A compute action or REDUCE of all ranks of its stage, with the collectives inside it."""
+        if action not in self.taken:
+            stage = self.plan.stages[action.stage]
+            works = {rank: self._rehearsal(rank, action) for rank in stage.rank_of}
+            self.taken[action] = _played(stage, works, self._costs, self.network)
+        return self.taken[action]
+
+    def _rehearsal(self, rank: int, action: Action) -> Rehearsal:
+        run = self.acts_of(rank)
+        key = self._kind(rank), action
+        if key not in self.known:
+            first = run.prelude if action == self.first_of(rank) else ()
+            self.known[key] = Rehearsal((*first, *run.acts[action].events))
+        return self.known[key]
+
+    def first_of(self, rank: int) -> Action | None:
+        """The first action that a rank computes: what comes ahead of the step takes its time there."""
+        return next((action for action in self.actions[rank] if action.op in COMPUTES), None)
+
+    # -- what crosses
+
+    def messages(self, send: Action) -> Messages:
+        """Bytes that a send moves, by the ranks that give and take them."""
+        return self._messages[send]
+
+    @cached_property
+    def _messages(self) -> Mapping[Action, Messages]:
+        sends = dict.fromkeys(self.stand_in(a) for own in self.schedule for a in own if a.op in SENDS)
+        return {send: self._crossing(send) for send in sends}
+
+    def _crossing(self, send: Action) -> Messages:
+        backward = send.op in ("SEND_B", "SEND_G")
+        peer = -1 if send.peer is None else send.peer
+        pair = (peer, send.stage) if backward else (send.stage, peer)
+        crossed = (self.pipeline.values if send.op in ("SEND_F", "SEND_B") else self.pipeline.parameters)[pair]
+        sizes = self._crossing_sizes(pair, send.microbatch)
+        found: dict[tuple[int, int], int] = {}
+        for rank in self.plan.stages[send.stage].rank_of:
+            boundary = self._boundary(crossed, pair, rank)
+            traffic = boundary.traffic(None, lambda: sizes, sum(sizes[0].rows.values()))
+            for other, parts in traffic[backward].sends.items():
+                if other != rank:
+                    found[rank, other] = boundary.size_of(parts)
+        return found
+
+    def crossed_bytes(self) -> dict[tuple[int, int], int]:
+        """Bytes that cross in a step, by the ranks that give and take them."""
+        found: Counter[tuple[int, int]] = Counter()
+        for own in self.schedule:
+            for action in own:
+                if action.op in SENDS:
+                    found.update(self.messages(self.stand_in(action)))
+        return dict(found)
+
+    def traffic(self) -> tuple[Mapping[int, float], Mapping[int, float]]:
+        """Bytes inside, and out of, each node: of stages and of collectives in them, as rings through their nodes."""
+        inside: defaultdict[int, float] = defaultdict(float)
+        out: defaultdict[int, float] = defaultdict(float)
+        for (source, target), size in self.crossed_bytes().items():
+            here, there = self.network.node_of(source), self.network.node_of(target)
+            (inside if here == there else out)[here] += size
+        for rank in self.plan.ranks:
+            node = self.network.node_of(rank)
+            for action in self.actions[rank]:
+                for event in self.acts_of(rank).acts[self.stand_in(action)].events:
+                    if event.collective:
+                        members = self._group(action.stage, rank, event.level)
+                        own = sum(self.network.node_of(member) == node for member in members)
+                        leaves = 0.0 if own == len(members) else 1 / own
+                        inside[node] += event.bytes * (1 - leaves)
+                        out[node] += event.bytes * leaves
+        return inside, out
+
+    def _group(self, k: int, rank: int, level: int) -> list[int]:
+        """The ranks that a rank shares a level of a stage with."""
+        places = self.places[k]
+        mine = places[rank][:level] + places[rank][level + 1 :]
+        return [other for other, at in places.items() if at[:level] + at[level + 1 :] == mine]
+
+    def _boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
+        ends = self.plan.stages[pair[0]], self.plan.stages[pair[1]]
+        grids = self.grids[pair[0]], self.grids[pair[1]]
+        return SilentBoundary(crossed, *ends, grids, rank, None, None, META)
+
+    def _crossing_sizes(self, pair: tuple[int, int], m: int | None) -> tuple[StepSizes, StepSizes]:
+        nothing = StepSizes({}, {}, {(): 0})
+        return (nothing, nothing) if m is None else (self._step_sizes(pair[0], m), self._step_sizes(pair[1], m))
+
+    def _step_sizes(self, k: int, m: int) -> StepSizes:
+        program, grid, total = self.study.program, self.grids[k], self.study.rows
+        rows = grid.rows(total) if self.microbatches == 1 else grid.microbatch(total, m)
+        number = None if self.microbatches == 1 else m
+        symbols = batch_symbols(program.captured)
+        return sizes_of_microbatch(program.hints, symbols, rows, first=not number, microbatch=number)
+
+
+def first_alike(stage: Analysed, placed: StagePlan) -> list[list[int]]:
+    """By level, each position's first with parts of the same sizes of all that is cut there, rows left aside."""
+    decisions, axes, hints = stage.decisions, stage.program.axes, stage.program.hints
+    layouts = [layout for modes in stage.rewritten.layouts.values() for layout in modes]
+    sharded = {kind for layout in (*layouts, *decisions.stored.values()) for kind in layout}
+    cuts = {(k.cut, hint(axes.size(k.place.axis), hints)) for k in sharded if isinstance(k, Sharded)}
+    found: list[list[int]] = []
+    for level, size in enumerate(placed.mesh):
+        own = [(decisions.cuts[cut], units) for cut, units in sorted(cuts) if decisions.cuts[cut].level == level]
+        shares = [round_shares(n, cut.weights, at_least_one=cut.at_least_one) for cut, n in own]
+        parts = [tuple(share[position] for share in shares) for position in range(size)]
+        found.append([parts.index(one) for one in parts])
+    return found
+
+
+def _played(
+    stage: StagePlan, works: Mapping[int, Rehearsal], costs: Mapping[int, DeviceCost], network: Network
+) -> Played:
+    """By place in the ascending order of the stage's ranks."""
+    return play(stage.mesh, stage.rank_of, works, costs, network)
+
+
+@dataclass
+class _Step:
+    """A simulated step, from which the course of each rank follows."""
+
+    candidate: PipelineCandidate
+    simulated: Simulated
+    exposed_s: float
+    """Seconds by which the step is longer because values take time to cross."""
+
+    def played(self) -> Played:
+        """The tracks of all ranks."""
+        candidate = self.candidate
+        tracks = {rank: self._track(rank) for rank in candidate.plan.ranks}
+        step = max(track.clock for track in tracks.values())
+        return Played(step, tuple(tracks.get(rank, RankTrack()) for rank in range(candidate.plan.devices)))
+
+    def _track(self, rank: int) -> RankTrack:
+        candidate, track = self.candidate, RankTrack()
+        own = next(own for own in self.simulated.timed if own and own[0].action.stage in self._stages(rank))
+        held = candidate.acts_of(rank).before
+        track.memory.append((0.0, held))
+        for timed in own:
+            act = candidate.acts_of(rank).acts[candidate.stand_in(timed.action)]
+            track.memory += [(timed.start_s, held + act.peak), (timed.end_s, held + act.grows)]
+            held += act.grows
+            self._add(track, rank, timed)
+        track.memory.sort(key=lambda point: point[0])
+        track.clock = max(timed.end_s for timed in own)
+        track.bridge_s += self.exposed_s
+        self._update(track, rank)
+        return track
+
+    def _stages(self, rank: int) -> tuple[int, ...]:
+        return self.candidate.plan.stages_of(rank)
+
+    def _add(self, track: RankTrack, rank: int, timed: Timed) -> None:
+        action = timed.action
+        if action.op in SENDS:
+            if timed.end_s > timed.start_s:
+                track.beside.append(Span(timed.start_s, timed.end_s, "bridge", str(action)))
+        elif action.op in _KINDS:
+            ranks = sorted(self.candidate.plan.stages[action.stage].rank_of)
+            own = self.candidate.played_action(self.candidate.stand_in(action)).tracks[ranks.index(rank)]
+            track.busy_s += own.busy_s
+            track.waiting_s += own.waiting_s
+            track.bridge_s += own.bridge_s
+            track.gradient_s += own.gradient_s
+            track.gradient_total_s += own.gradient_total_s
+            if timed.end_s > timed.start_s:
+                track.spans.append(Span(timed.start_s, timed.end_s, _KINDS[action.op], str(action)))
+
+    def _update(self, track: RankTrack, rank: int) -> None:
+        cost = self.candidate.cost(rank)
+        events: Sequence[Event] = self.candidate.acts_of(rank).optimizer
+        seconds = sum(cost.seconds(event) for event in events)
+        if seconds:
+            track.spans.append(Span(track.clock, track.clock + seconds, "optimizer", "update"))
+            track.memory.append((track.clock, max(event.peak for event in events)))
+        track.busy_s += seconds
+        track.clock += seconds
+
+
+_KINDS: Mapping[Op, SpanKind] = {
+    "F": "forward", "B": "backward", "I": "backward", "W": "backward", "REDUCE": "gradient",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PipelineTried(Tried):
+    """A pipeline, played."""
+
+    def rows_of(self, rank: int) -> int:
+        """Rows of the global batch that go through a rank."""
+        assert isinstance(self.candidate, PipelineCandidate)
+        return self.candidate.rows_of(rank)

@@ -1,0 +1,110 @@
+"""A model in stages, tried: with stages of the user's, or with those that are forced; what of it is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
+from whalepy.dryrun.study import Cut, Study
+from whalepy.dryrun.tried import Options
+from whalepy.errors import PlanError
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.forecast import StageForecast
+from whalepy.planner.plan import Plan
+from whalepy.planner.schedule.actions import COMPUTES, SENDS
+from whalepy.runtime.planning import Choices, planned
+
+
+@dataclass(frozen=True)
+class Staged:
+    """How a model came to its stages."""
+
+    name: str = ""
+    """`replicate 2 > 2 stages`; empty for stages of the user's own."""
+    flags: str = ""
+    annotations: str = ""
+    given: Plan | None = None
+    """A saved plan, to be costed anew."""
+
+
+def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged: Staged) -> PipelineTried:
+    """The pipeline that compile would run, played. Raises PlanError where the options cannot be met."""
+    if options.zero:
+        raise PlanError(f"--zero {options.zero} with stages is not there yet", fix="leave out --zero, or the stages")
+    choices = Choices(options.microbatches, 0, staged.given, options.schedule)
+    speeds = None if staged.given is not None else tuple(cluster.speeds())
+    plan, main = planned(study.program, cluster, tuple(range(len(cluster.devices))), choices, speeds=speeds)
+    cut = Cut(plan, main.stages[0], study.program, cluster)
+    candidate = PipelineCandidate(study, cluster, cut, None, plan.microbatches, options.savings, pipeline=main)
+    rows = candidate.copies
+    name = staged.name or f"as annotated: {len(plan.stages)} stages"
+    count = f"{plan.microbatches} microbatch{'es' if plan.microbatches > 1 else ''}"
+    shares = f"shares {':'.join(map(str, rows))}" if 1 < len(rows) <= _FEW else ""
+    parts = [name, shares, plan.schedule, count, *options.savings.words]
+    flags = [staged.flags, f"--schedule {plan.schedule}", f"--microbatches {plan.microbatches}", *options.savings.flags]
+    text = " ".join(flags) if staged.flags else ""
+    return PipelineTried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows))
+
+
+_FEW = 8
+"""Shares that are written out."""
+
+
+def ways_out_of_stages(
+    study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried
+) -> tuple[str, ...]:
+    """Options with which a pipeline that does not fit would: more microbatches, then recomputation."""
+    return tuple(_ways(study, cluster, options, staged, best))[:1]
+
+
+def _ways(study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried) -> Iterator[str]:
+    most = min(best.rows)
+    more = [count for count in (2 * best.candidate.microbatches, most) if best.candidate.microbatches < count <= most]
+    tries = [replace(options, microbatches=count) for count in dict.fromkeys(more)]
+    if options.recompute is None:
+        tries += [replace(one, recompute="full") for one in (options, *tries)]
+    for one in tries:
+        try:
+            tried = tried_in_stages(study, cluster, one, staged)
+        except PlanError:
+            continue
+        if tried.verdict != "no":
+            count = f"--microbatches {tried.candidate.microbatches}"
+            yield " ".join([*filter(None, [staged.flags]), count, *tried.candidate.savings.flags])
+
+
+def stages_of(best: PipelineTried) -> tuple[StageForecast, ...]:
+    """What each stage holds, how long it takes for a microbatch, and what it sends."""
+    candidate = best.candidate
+    assert isinstance(candidate, PipelineCandidate)
+    return tuple(_stage(best, candidate, k) for k in range(len(candidate.plan.stages)))
+
+
+def _stage(best: PipelineTried, candidate: PipelineCandidate, k: int) -> StageForecast:
+    ranks = tuple(sorted(candidate.plan.stages[k].rank_of))
+    computes = [action for action in candidate.actions[ranks[0]] if action.stage == k and action.op in COMPUTES]
+    seconds = dict.fromkeys(("F", "B", "I", "W"), 0.0)
+    for action in computes:
+        seconds[action.op] = max(seconds[action.op], candidate.seconds(action))
+    flops = sum(
+        event.flops
+        for rank in ranks
+        for action in computes
+        if action.op == "F"
+        for event in candidate.acts_of(rank).acts[candidate.stand_in(action)].events
+    )
+    sends = [action for action in candidate.actions[ranks[0]] if action.stage == k and action.op in SENDS]
+    names = [name for name, owner in candidate.owners.items() if owner == k]
+    return StageForecast(
+        k,
+        ranks,
+        tuple(candidate.modules_of(k)),
+        sum(candidate.sizes[name] for name in names),
+        float(flops),
+        tuple(candidate.device(rank).type for rank in ranks),
+        seconds["F"],
+        seconds["B"] + seconds["I"] + seconds["W"],
+        sum(sum(candidate.messages(candidate.stand_in(send)).values()) for send in sends),
+        max(best.peak(rank) for rank in ranks),
+    )
