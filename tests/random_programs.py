@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import hypothesis.strategies as st
@@ -103,15 +104,18 @@ DRAFTS: st.SearchStrategy[Draft] = st.builds(
 )
 
 
-def program_of(draft: Draft) -> Program | None:
-    """The program of a draft; None where nothing of it trains."""
+Scoping = Callable[["Program", "Picks"], "Program"]
+
+
+def program_of(draft: Draft, scoping: Scoping | None = None) -> Program | None:
+    """The program of a draft, under scopes of some kind; None where nothing of it trains."""
     p = Picks(draft.start)
     sizes = p.one([(4,), (3, 4), (4, 6), (2, 4, 4), (6,), (4, 2, 3)])
     grown = Growing(sizes)
     grown.take(p.one(["out = x * self.gain", "out = x * 1.0"]))
     for kind, numbers in draft.steps:
         grown.step(kind, Picks(numbers))
-    return grown.finished(p, Picks(draft.scopes))
+    return grown.finished(p, Picks(draft.scopes), scoping or scoped)
 
 
 @dataclass
@@ -200,7 +204,7 @@ class Growing:
 
     # -- the loss and the scopes
 
-    def finished(self, p: Picks, scopes: Picks) -> Program | None:
+    def finished(self, p: Picks, scopes: Picks, scoping: Scoping) -> Program | None:
         """The whole program; None where no loss trains it."""
         rows = (p.one([6, 8, 5, 7, 9]), p.one([5, 4, 3, 2, 8, 6, 7, 1]))
         frozen = self._frozen(p)
@@ -211,7 +215,7 @@ class Growing:
             gained = replace(made, body=("v0 = x * self.gain", *made.body[1:]))
             for some in (made, replace(made, rows=PROBES), gained):
                 if trains(some):
-                    return scoped(some, scopes)
+                    return scoping(some, scopes)
         return None
 
     def _frozen(self, p: Picks) -> list[str]:
@@ -268,6 +272,47 @@ def scoped(program: Program, p: Picks) -> Program:
     """The program under random scopes, on the ranks that they need."""
     kinds = [_whole, _whole, _inside, _inside, _siblings, _on_modules, _on_one_axis, _nested, _three, _nothing]
     return p.one(kinds)(program, p)
+
+
+def staged(program: Program, p: Picks) -> Program:
+    """The program in stages: alone, replicated, or with scopes inside the second."""
+    return p.one([_stages, _stages, _replicated_stages, _wider_stage, _wider_stage, _three_stages])(program, p)
+
+
+def _cut(program: Program, p: Picks, *scopes: str, **changes: Any) -> Program:
+    """The body cut into stages anywhere; a few statements may be outside each."""
+    at = sorted(p.below(len(program.body) + 1) for _ in scopes[1:])
+    parts = [program.body[a:b] for a, b in pairwise((0, *at, len(program.body)))]
+    body: list[str] = []
+    for scope, part in zip(scopes, parts, strict=True):
+        body += _entered(part, scope, p) if p.below(3) == 0 else _around(part, scope)
+    return replace(program, body=tuple(body), **changes)
+
+
+def _around(body: tuple[str, ...], scope: str) -> tuple[str, ...]:
+    inside = "\n".join(f"    {line}" for text in body for line in text.splitlines())
+    return (f"with {scope}:\n{inside}",) if body else ()
+
+
+def _stages(program: Program, p: Picks) -> Program:
+    scopes = ("s1 = whalepy.stage()", "s2 = whalepy.stage()")
+    return _cut(program, p, "s1", "s2", world=2, spec="2xcpu", scopes=scopes)
+
+
+def _three_stages(program: Program, p: Picks) -> Program:
+    scopes = tuple(f"s{k} = whalepy.stage()" for k in (1, 2, 3))
+    return _cut(program, p, "s1", "s2", "s3", world=3, spec="3xcpu", scopes=scopes)
+
+
+def _replicated_stages(program: Program, p: Picks) -> Program:
+    around = p.one(["{}", f"{{'': whalepy.replicate(2{p.one(SHARES[2])})}}"])
+    return replace(_stages(program, p), world=4, spec="4xcpu", annotations=around)
+
+
+def _wider_stage(program: Program, p: Picks) -> Program:
+    scopes = ("s1 = whalepy.stage(1)", "s2 = whalepy.stage(2)", f"t2 = {_primitive(p)}")
+    ends = ("s1", "s2, t2") if p.below(2) else ("s2, t2", "s1")
+    return _cut(program, p, *ends, world=3, spec="3xcpu", scopes=scopes)
 
 
 def _primitive(p: Picks, degree: int = 2) -> str:

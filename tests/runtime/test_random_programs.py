@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.exactness import Run, differences, momentum
 from tests.pool import Pool
-from tests.random_programs import DRAFTS, Draft, Program, program_of
+from tests.random_programs import DRAFTS, Draft, Program, Scoping, program_of, scoped, staged
 from whalepy.errors import WhaleError
 
 SOURCE = """\
@@ -57,8 +57,10 @@ def judged(workers: Pool, program: Program) -> str:
     return "right"
 
 
-def check(workers: Pool, count: int, seed: int | None = None) -> None:
-    """`count` programs, the same in each run; at most a tenth may be refused."""
+def check(
+    workers: Pool, count: int, seed: int | None = None, *, scoping: Scoping = scoped, refused: float = 0.1
+) -> None:
+    """`count` programs, the same in each run; at most a part of them may be refused."""
     seen: Counter[str] = Counter()
 
     @settings(
@@ -73,7 +75,7 @@ def check(workers: Pool, count: int, seed: int | None = None) -> None:
     def one(draft: Draft) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps that are tried and left out
-            program = program_of(draft)
+            program = program_of(draft, scoping)
         if program is None:
             seen["nothing to train"] += 1
         else:
@@ -81,12 +83,22 @@ def check(workers: Pool, count: int, seed: int | None = None) -> None:
 
     (one if seed is None else hypothesis.seed(seed)(one))()
     print(dict(seen))
-    assert seen["refused"] <= 0.1 * sum(seen.values()), seen
+    assert seen["refused"] <= refused * sum(seen.values()), seen
     assert seen["nothing to train"] <= 0.1 * sum(seen.values()), seen
 
 
 def test_random_programs_train_like_the_local_model(workers: Pool) -> None:
     check(workers, 200)
+
+
+def test_random_programs_in_stages_train_like_the_local_model(workers: Pool) -> None:
+    check(workers, 60, scoping=staged, refused=0.2)  # a stage may happen to hold nothing that trains
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_many_random_programs_in_stages_train_like_the_local_model(workers: Pool, seed: int) -> None:
+    check(workers, 200, seed, scoping=staged, refused=0.2)
 
 
 @pytest.mark.slow

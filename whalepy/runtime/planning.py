@@ -301,7 +301,7 @@ def _cut_in_time(
     Chosen here, there is one where the loss is no sum over rows.
     """
     asked = choices.microbatches or (choices.plan.microbatches if choices.plan is not None else None)
-    if asked is not None or not arrangement.stages:
+    if asked is not None or len(set(arrangement.devices)) == 1:
         return asked or 1, *pipelined(program, arrangement, speeds, orders, microbatches=asked or 1, defers=later)
     wanted = max(min(_MICROBATCHES_PER_STAGE * len(arrangement.stages), rows // arrangement.copies), 1)
     if any(way.kernel == "batch_statistics" for op in program.operators for way in op.options):
