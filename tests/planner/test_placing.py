@@ -66,6 +66,10 @@ def test_stages_take_turns_on_groups() -> None:
     assert found.devices == ((0,), (1,), (0,), (1,))
 
 
+def test_one_device_runs_all_stages() -> None:
+    assert arrangement(plain(3), [()] * 3, 1).devices == ((0,), (0,), (0,))
+
+
 def test_a_replicate_around_all_shares_by_the_slowest_stage_of_each_copy() -> None:
     around = whalepy.replicate()
     found = arrangement(plain(2), [(), ()], 4, around=(around,), speeds=[1.0, 1.0, 1.0, 0.25])

@@ -182,6 +182,18 @@ def test_scopes_of_a_program_say_which_stage_a_rank_runs() -> None:
     assert "received_0 = received" in text and "one.weight" not in text
 
 
+def test_without_a_launcher_the_stages_run_on_one_device() -> None:
+    model, batches = pipelines.skipping()
+    local, _ = pipelines.skipping()
+    parallel = whalepy.compile(model, None, batches[0])
+    loss = parallel.train_step(*parallel.local_batch(batches[0]))
+    expected = local(*batches[0])
+    expected.backward()
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
+    for name, gradient in parallel.full_gradients().items():
+        assert gradient is not None and torch.allclose(gradient, local.get_parameter(name).grad)  # type: ignore[arg-type]
+
+
 def without_arguments() -> list[float]:
     model, batches = pipelines.gpt2()
     scopes = pipelines.staged(pipelines.blocks("transformer.h.*", (0, 1, 2, 4)))

@@ -62,6 +62,8 @@ def arrange_stages(
     Raises AnnotationError for a placement or degrees that the cluster cannot meet.
     """
     usable, lists = _placement(needs, places, len(stages))
+    if len(usable) == 1:  # on the one device of a local run stages follow each other
+        lists = [usable]
     outer = _outer(needs, stages)
     asked = [_asked(need, stage, outer) for need, stage in zip(needs, stages, strict=True)]
     groups = len(lists) if lists else max(len(stages) // chunks, 1)

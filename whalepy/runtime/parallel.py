@@ -264,7 +264,8 @@ class ParallelModel(nn.Module, ABC):
     @property
     def _is_everywhere(self) -> bool:
         """Whether every rank keeps a part of every value."""
-        return len(self.plan.stages) == 1 and len(self.plan.ranks) == self._host.size
+        one_stage = len(self.plan.stages) == 1 and len(self.plan.ranks) == self._host.size
+        return one_stage or self._host.size == 1
 
     def _whole_value(self, name: str, like: torch.Tensor, box: torch.Tensor | None) -> torch.Tensor:
         """A value whole, on every rank, from the boxes of those that keep it. Collective."""
