@@ -32,6 +32,10 @@ Holding = tuple[Indices, ...]
 Index = slice | Tensor
 
 
+_KEPT_SIZES = 64
+"""Sizes for which it is kept what crosses: lengths repeat from step to step."""
+
+
 def held_indices(end: End, grid: Grid, at: Coordinates, sizes: StepSizes, total: int) -> Holding:
     """What the place at these coordinates holds of a value; `total` rows make up the step or the microbatch."""
     extents = Extents(grid, at, sizes)
@@ -195,6 +199,8 @@ class Boundary:
     ) -> tuple[Traffic, Traffic]:
         """What this rank moves forward and backward at some sizes; kept by `key`."""
         if key not in self.kept:
+            if len(self.kept) >= _KEPT_SIZES:
+                self.kept.pop(next(iter(self.kept)))
             self.kept[key] = self._traffic(*sizes(), total)
         return self.kept[key]
 

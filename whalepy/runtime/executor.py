@@ -73,7 +73,7 @@ class StepRun:
         self.queues: dict[tuple[int, int], Queue] = {}
         """Weight gradients that wait, by stage and microbatch."""
         self.given_back: dict[Message, list[Tensor | None]] = {}
-        self.sending: list[Sending] = []
+        self.sending: dict[Message, Sending] = {}
         self.own: dict[Message, Tensor] = {}
         self.receiving: dict[Message, Receiving] = {}
         self.losses: list[Tensor] = []
@@ -98,7 +98,7 @@ class StepRun:
         if self.training:
             for k, stage in self.runnable.stages.items():
                 self.model._write_buffers(stage, self.written[k])
-        for sending in self.sending:
+        for sending in self.sending.values():
             sending.done()
 
     # -- compute
@@ -199,6 +199,8 @@ class StepRun:
             for pair, boundary in self.runnable.values.items()
             if pair[0] == k and boundary.learning
         }
+        for pair in gradients:  # what was sent has been read: its memory may go
+            self.sending.pop(("F", *pair, m)).done()
         ends: list[Tensor] = []
         starts: list[Tensor | None] = []
         if self.runnable.stages[k].captured.results:
@@ -259,7 +261,7 @@ class StepRun:
         sending = boundary.send(traffic, values, backward=backward)
         if sending.own is not None:
             self.own[message] = sending.own
-        self.sending.append(sending)
+        self.sending[message] = sending
 
     def _receive_values(self, action: Action) -> None:
         self._post("F", (_peer(action), action.stage), _number(action), backward=False)
