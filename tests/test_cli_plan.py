@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden import Golden
 from whalepy.cli import main
 from whalepy.dryrun.targets import bundled
+from whalepy.planner.plan import Plan
 
 FACTORY = """
 import torch
@@ -306,6 +308,42 @@ def test_a_mistake_is_a_sentence(run: Callable[..., Done], arguments: list[str],
     assert told in done.stderr and "Traceback" not in done.stderr
     assert re.match(r"whalepy: |Usage: ", done.stderr.splitlines()[0]), done.stderr
     assert not done.stdout and "  at:  main.py" not in done.stderr
+
+
+IN_STAGES = ("train.py:deep", "--cluster", "4xT4", "--stages", "4", "--microbatches", "8")
+
+
+def test_a_pipeline_is_forecast(run: Callable[..., Done], golden: Golden) -> None:
+    done = run(*IN_STAGES)
+    assert done.returncode == 0
+    golden("plan_pipeline", done.stdout.rstrip())
+
+
+def test_a_pipeline_in_every_form(run: Callable[..., Done], place: Path) -> None:
+    files = ("--json", "p.json", "--trace", "p.trace", "--html", "p.html", "--save", "p.plan")
+    done = run(*IN_STAGES, "--schedule", "gpipe", *files, "--program", "2")
+    assert re.search(r"actions of a step: 2RECV_F0<1 .*2F7 .*2B0 .*2REDUCE", done.stdout)
+    assert "stage 2 of 4" in done.stdout
+    found = json.loads((place / "p.json").read_text())
+    assert (found["schedule"], found["microbatches"]) == ("gpipe", 8)
+    assert [stage["ranks"] for stage in found["stages"]] == [[0], [1], [2], [3]]
+    assert [stage["devices"] for stage in found["stages"]] == [["T4"]] * 4
+    assert sum(stage["parameters"] for stage in found["stages"]) == found["subject"]["parameters"]
+    assert all(stage["forward_s"] < stage["backward_s"] for stage in found["stages"])
+    assert [device["peak_memory_bytes"] for device in found["devices"]] == [
+        stage["peak_memory_bytes"] for stage in found["stages"]
+    ]
+    assert sum(found["breakdown"][part] for part in PARTS) == pytest.approx(found["step_time_s"])
+    events = json.loads((place / "p.trace").read_text())["traceEvents"]
+    names = {event["name"] for event in events if event["ph"] == "X"}
+    assert {f"{k}{op}{m}" for k in range(4) for op in "FB" for m in range(8)} <= names
+    assert {f"{k}SEND_F{m}>{k + 1}" for k in range(3) for m in range(8)} <= names
+    assert "4 stages, gpipe, 8 microbatches" in (place / "p.html").read_text()
+    saved = Plan.from_json((place / "p.plan").read_text())
+    assert (len(saved.stages), saved.schedule, saved.microbatches) == (4, "gpipe", 8)
+
+
+PARTS = ("compute_s", "bubble_s", "bridge_s", "gradient_s")
 
 
 def test_fewer_rows_than_devices(run: Callable[..., Done]) -> None:

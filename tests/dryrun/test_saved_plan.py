@@ -64,6 +64,34 @@ def trained(folder: str, name: str) -> tuple[float, float, tuple[Any, ...]]:
     return float(local(**batch).loss), float(loss), parallel.plan.cuts
 
 
+def trained_in_stages(folder: str, annotations: str) -> tuple[float, float, int]:
+    """The loss of the local model and of the plan, and the stages of the plan."""
+    model, batch = _made(folder, "factory")
+    local, _ = _made(folder, "factory")
+    exec(annotations, {"model": model, "whalepy": whalepy})
+    parallel = whalepy.compile(model, CLUSTER, batch, plan=str(Path(folder) / "plan"))
+    loss = parallel.train_step(**parallel.local_batch(batch))
+    return float(local(**batch).loss), float(loss), len(parallel.plan.stages)
+
+
+def test_a_saved_pipeline_trains_and_is_costed_anew(workers: Pool, tmp_path: Path) -> None:
+    """The model is annotated as the forecast says; then the plan of stages that were forced is its plan."""
+    (tmp_path / "train.py").write_text(FACTORY)
+    asked = Request(f"{tmp_path}/train.py:factory", CLUSTER, stages=2, schedule="gpipe", microbatches=3)
+    forecast, plan = run(asked, lambda _: None)
+    assert plan is not None and forecast.schedule == plan.schedule == "gpipe"
+    (tmp_path / "plan").write_text(plan.to_json())
+    for local, loss, stages in workers.run(2, trained_in_stages, str(tmp_path), forecast.annotations):
+        assert stages == 2 and loss == pytest.approx(local, rel=1e-5)
+    staged = "".join(f"    {line}\n" for line in forecast.annotations.splitlines())
+    (tmp_path / "train.py").write_text(
+        f"{FACTORY}\ndef staged():\n    import whalepy\n    model, batch = factory()\n{staged}    return model, batch\n"
+    )
+    again, _ = run(Request(f"{tmp_path}/train.py:staged", CLUSTER, plan=str(tmp_path / "plan")), lambda _: None)
+    assert again.step_time_s == pytest.approx(forecast.step_time_s)
+    assert again.strategy == "saved plan plan: 2 stages, gpipe, 3 microbatches"
+
+
 @pytest.mark.parametrize("degrees", [{"replicate": 2}, {"split": 2}, {"replicate": 2, "microbatches": 3}])
 def test_a_saved_plan_trains(workers: Pool, tmp_path: Path, degrees: dict[str, Any]) -> None:
     (tmp_path / "train.py").write_text(FACTORY)

@@ -126,7 +126,7 @@ def _answered(
         return answer(study, recipe.model, cluster, options, subject, progress, tried)
 
     progress("capturing the model")
-    staged = Staged(given=given)
+    staged = Staged() if given is None else Staged.saved(given, str(request.plan))
     if options.stages is not None:
         staged = _put_in_stages(recipe, example, cluster, options, request)
     elif given is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
 from whalepy.dryrun.study import Cut, Study
@@ -27,6 +28,11 @@ class Staged:
     given: Plan | None = None
     """A saved plan, to be costed anew."""
 
+    @classmethod
+    def saved(cls, plan: Plan, file: str) -> Staged:
+        """The stages of the plan in a file."""
+        return cls(f"saved plan {Path(file).name}: {len(plan.stages)} stages", f"--plan {file}", given=plan)
+
 
 def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged: Staged) -> PipelineTried:
     """The pipeline that compile would run, played. Raises PlanError where the options cannot be met."""
@@ -42,8 +48,8 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
     count = f"{plan.microbatches} microbatch{'es' if plan.microbatches > 1 else ''}"
     shares = f"shares {':'.join(map(str, rows))}" if 1 < len(rows) <= _FEW else ""
     parts = [name, shares, plan.schedule, count, *options.savings.words]
-    flags = [staged.flags, f"--schedule {plan.schedule}", f"--microbatches {plan.microbatches}", *options.savings.flags]
-    text = " ".join(flags) if staged.flags else ""
+    own = [] if staged.given else [f"--schedule {plan.schedule}", f"--microbatches {plan.microbatches}"]
+    text = " ".join([staged.flags, *own, *options.savings.flags]) if staged.flags else ""
     return PipelineTried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows))
 
 

@@ -27,11 +27,14 @@ def read_plan(source: Plan | str | Path) -> Plan:
 def check_devices(plan: Plan, cluster: ClusterSpec) -> None:
     """Raises PlanError for a plan whose devices are not those of the cluster, in the same order."""
     types = tuple(device.type for device in cluster.devices)
-    if len(plan.device_types) != len(types):
-        raise PlanError(f"the plan is for {len(plan.device_types)} devices, the cluster has {len(types)}", fix=_AGAIN)
-    for index, (planned, found) in enumerate(zip(plan.device_types, types, strict=True)):
-        if planned != found:
-            raise PlanError(f"device {index} of the plan is {planned}, that of the cluster is {found}", fix=_AGAIN)
+    if plan.devices != len(types):
+        raise PlanError(f"the plan is for {plan.devices} devices, the cluster has {len(types)}", fix=_AGAIN)
+    known = {d: kind for stage in plan.stages for d, kind in zip(stage.devices, stage.device_types, strict=True)}
+    for index, planned in sorted(known.items()):
+        if planned != types[index]:
+            raise PlanError(
+                f"device {index} of the plan is {planned}, that of the cluster is {types[index]}", fix=_AGAIN
+            )
 
 
 _SAVED = "give a file that --save wrote"

@@ -29,7 +29,7 @@ def text(forecast: Forecast, *, width: int = 100, color: bool = False, unicode: 
     """
     check(forecast)
     bare = tuple(replace(device, spans=(), memory=()) for device in forecast.devices)
-    shown = printable(replace(forecast, devices=bare, modules=(), annotations=""), unicode=unicode)
+    shown = printable(replace(forecast, devices=bare, modules=()), unicode=unicode)
     width = max(width, LEAST_WIDTH)
     out = rendered(_lines(shown, width, UNICODE if unicode else ASCII, top), width, color=color)
     return out if unicode else out.replace("µ", "u")
