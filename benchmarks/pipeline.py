@@ -1,6 +1,6 @@
 """A pipeline of two stages against torch.distributed.pipelining, on gloo ranks of this machine.
 
-    python -m benchmarks.pipeline [--pairs N] [--results FILE]
+    python -m benchmarks.pipeline [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
 
 Two ranks, each on one core with one thread, 8 microbatches, 1F1B and GPipe; a step is forward, backward and gradients
 that are ready, of the model of benchmarks/blocks.py. torch's stages are made by hand on the same cut (embedding and two
@@ -8,6 +8,8 @@ blocks, two blocks and head), its outputs are not gathered. All three ways run i
 - even: the cut of torch, against torch;
 - balanced: of all cuts between blocks the one whose stages differ least in counted floating-point operations (forward
   and backward; torch.utils.flop_counter), against torch on the even cut.
+
+A round in which other processes took more than 5 % of the cores is repeated (`--others`).
 
 Before anything is timed, loss and all gradients of each way are compared. Bytes are what stages send to each other in
 a step; beside them every step agrees on its sizes (768 bytes per rank) and tells its loss.
@@ -35,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import whalepy
 from benchmarks.blocks import BLOCKS, LanguageModel, loss_of, made
-from benchmarks.pairs import figures, in_turns, machine
+from benchmarks.pairs import OTHERS, figures, in_turns, machine
 from benchmarks.prediction import own_core
 from tests.pool import Pool
 from whalepy.runtime.parallel import ParallelModel
@@ -185,8 +187,8 @@ def _sent(operations: Sequence[dist.P2POp], *_: Any) -> list[Tensor]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def on_rank(schedule: str, cut: int, pairs: int) -> dict[str, Any]:
-    """All figures of one schedule."""
+def on_rank(schedule: str, cut: int, pairs: int, others: float, limit_s: float) -> dict[str, Any]:
+    """All figures of one schedule. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
     warnings.simplefilter("ignore")
     loss, gradients = expected()
@@ -199,11 +201,16 @@ def on_rank(schedule: str, cut: int, pairs: int) -> dict[str, Any]:
         for way in ways.values():
             way.forget()
 
-    times = dict(zip(ways, in_turns([way.step for way in ways.values()], forget, pairs), strict=True))
+    found, repeated = in_turns([way.step for way in ways.values()], forget, pairs, others=others, limit_s=limit_s)
+    if not found[0]:
+        raise ValueError(f"other processes were busy in all {repeated} rounds")
+    times = dict(zip(ways, found, strict=True))
     return {
         "schedule": schedule,
         "even": figures(times["even"], times["torch"]),
         "balanced": {"blocks": [cut, BLOCKS - cut], **figures(times["balanced"], times["torch"])},
+        "repeated_rounds": repeated,
+        "others_at_most": others,
         "bytes": {name: bytes_of(way.step, torchs=name == "torch") for name, way in ways.items()},
         "steps_ms": {name: [round(1e3 * one, 2) for one in each] for name, each in times.items()},
     }
@@ -224,7 +231,8 @@ def shown(row: dict[str, Any], of: str) -> str:
     low, high = one["interval"]
     return (
         f"{row['schedule']:5} {of:8} {one['own_ms']:8.1f} ms, torch {one['other_ms']:8.1f} ms, "
-        f"ratio {one['ratio']:.3f} [{low:.3f}, {high:.3f}] in {one['pairs']} pairs; "
+        f"ratio {one['ratio']:.3f} [{low:.3f}, {high:.3f}] in {one['pairs']} pairs, "
+        f"{row['repeated_rounds']} repeated; "
         f"bytes {row['bytes'][of]}, torch {row['bytes']['torch']}"
     )
 
@@ -233,11 +241,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=25)
     parser.add_argument("--schedule", action="append", choices=list(SCHEDULES), help="default: both")
+    parser.add_argument("--others", type=float, default=OTHERS, help="share of the cores that others may take")
+    parser.add_argument("--limit", type=float, default=400.0, help="seconds after which no pairs are added")
     parser.add_argument("--results", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     cut, rows, before = balanced(), [], machine()
     for schedule in options.schedule or SCHEDULES:
-        rows.append(on_ranks(2, on_rank, schedule, cut, options.pairs))
+        rows.append(on_ranks(2, on_rank, schedule, cut, options.pairs, options.others, options.limit))
         print(shown(rows[-1], "even"), shown(rows[-1], "balanced"), sep="\n", flush=True)
     made_of = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.pipeline", **before}
     print(f"load before {before['load']}, after {machine()['load']}")
