@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from whalepy.dryrun.course import Step
 from whalepy.dryrun.model import META
 from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
 from whalepy.dryrun.silent import SilentBoundary
@@ -14,13 +15,12 @@ from whalepy.dryrun.study import Candidate
 from whalepy.dryrun.tried import Tried
 from whalepy.hardware.cluster import Device
 from whalepy.planner.cost import DeviceCost, Network
-from whalepy.planner.forecast import Span, SpanKind
 from whalepy.planner.plan import StagePlan
-from whalepy.planner.schedule.actions import COMPUTES, SENDS, Action, Op, Schedule
-from whalepy.planner.schedule.simulate import Simulated, Timed, simulate
+from whalepy.planner.schedule.actions import COMPUTES, SENDS, Action, Schedule
+from whalepy.planner.schedule.simulate import simulate
 from whalepy.planner.shares import round_shares
-from whalepy.planner.timeline import Played, RankTrack, play
-from whalepy.planner.work import Acted, Event, Part, RecordedActions, Rehearsal, Stretch
+from whalepy.planner.timeline import Played, play
+from whalepy.planner.work import Acted, Part, RecordedActions, Rehearsal, Stretch
 from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
 from whalepy.runtime.build import Analysed
@@ -223,7 +223,7 @@ class PipelineCandidate(Candidate):
         """The step of all ranks; the rows are those of the plan."""
         simulated = simulate(self.schedule, self.seconds)
         free = simulate(self.schedule, lambda action: 0.0 if action.op in SENDS else self.seconds(action))
-        return _Step(self, simulated, simulated.step_s - free.step_s).played()
+        return Step(self, simulated, simulated.step_s - free.step_s).played()
 
     def seconds(self, action: Action) -> float:
         """Seconds of an action: on the slowest rank of its group, or on the wire."""
@@ -347,73 +347,6 @@ def _played(
 ) -> Played:
     """By place in the ascending order of the stage's ranks."""
     return play(stage.mesh, stage.rank_of, works, costs, network)
-
-
-@dataclass
-class _Step:
-    """A simulated step, from which the course of each rank follows."""
-
-    candidate: PipelineCandidate
-    simulated: Simulated
-    exposed_s: float
-    """Seconds by which the step is longer because values take time to cross."""
-
-    def played(self) -> Played:
-        """The tracks of all ranks."""
-        candidate = self.candidate
-        tracks = {rank: self._track(rank) for rank in candidate.plan.ranks}
-        step = max(track.clock for track in tracks.values())
-        return Played(step, tuple(tracks.get(rank, RankTrack()) for rank in range(candidate.plan.devices)))
-
-    def _track(self, rank: int) -> RankTrack:
-        candidate, track = self.candidate, RankTrack()
-        own = next(own for own in self.simulated.timed if own and own[0].action.stage in self._stages(rank))
-        held = candidate.acts_of(rank).before
-        track.memory.append((0.0, held))
-        for timed in own:
-            act = candidate.acts_of(rank).acts[candidate.stand_in(timed.action)]
-            track.memory += [(timed.start_s, held + act.peak), (timed.end_s, held + act.grows)]
-            held += act.grows
-            self._add(track, rank, timed)
-        track.memory.sort(key=lambda point: point[0])
-        track.clock = max(timed.end_s for timed in own)
-        track.bridge_s += self.exposed_s
-        self._update(track, rank)
-        return track
-
-    def _stages(self, rank: int) -> tuple[int, ...]:
-        return self.candidate.plan.stages_of(rank)
-
-    def _add(self, track: RankTrack, rank: int, timed: Timed) -> None:
-        action = timed.action
-        if action.op in SENDS:
-            if timed.end_s > timed.start_s:
-                track.beside.append(Span(timed.start_s, timed.end_s, "bridge", str(action)))
-        elif action.op in _KINDS:
-            ranks = sorted(self.candidate.plan.stages[action.stage].rank_of)
-            own = self.candidate.played_action(self.candidate.stand_in(action)).tracks[ranks.index(rank)]
-            track.busy_s += own.busy_s
-            track.waiting_s += own.waiting_s
-            track.bridge_s += own.bridge_s
-            track.gradient_s += own.gradient_s
-            track.gradient_total_s += own.gradient_total_s
-            if timed.end_s > timed.start_s:
-                track.spans.append(Span(timed.start_s, timed.end_s, _KINDS[action.op], str(action)))
-
-    def _update(self, track: RankTrack, rank: int) -> None:
-        cost = self.candidate.cost(rank)
-        events: Sequence[Event] = self.candidate.acts_of(rank).optimizer
-        seconds = sum(cost.seconds(event) for event in events)
-        if seconds:
-            track.spans.append(Span(track.clock, track.clock + seconds, "optimizer", "update"))
-            track.memory.append((track.clock, max(event.peak for event in events)))
-        track.busy_s += seconds
-        track.clock += seconds
-
-
-_KINDS: Mapping[Op, SpanKind] = {
-    "F": "forward", "B": "backward", "I": "backward", "W": "backward", "REDUCE": "gradient",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

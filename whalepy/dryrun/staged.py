@@ -13,7 +13,7 @@ from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import StageForecast
 from whalepy.planner.plan import Plan
-from whalepy.planner.schedule.actions import COMPUTES, SENDS
+from whalepy.planner.schedule.actions import COMPUTES, SENDS, Op
 from whalepy.runtime.planning import Choices, planned
 
 
@@ -90,7 +90,7 @@ def stages_of(best: PipelineTried) -> tuple[StageForecast, ...]:
 def _stage(best: PipelineTried, candidate: PipelineCandidate, k: int) -> StageForecast:
     ranks = tuple(sorted(candidate.plan.stages[k].rank_of))
     computes = [action for action in candidate.actions[ranks[0]] if action.stage == k and action.op in COMPUTES]
-    seconds = dict.fromkeys(("F", "B", "I", "W"), 0.0)
+    seconds: dict[Op, float] = {"F": 0.0, "B": 0.0, "I": 0.0, "W": 0.0}
     for action in computes:
         seconds[action.op] = max(seconds[action.op], candidate.seconds(action))
     flops = sum(
