@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
 import hypothesis
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.exactness import Run, differences, momentum
 from tests.pool import Pool
-from tests.random_programs import DRAFTS, Draft, Program, Scoping, program_of, scoped, staged
+from tests.random_programs import DRAFTS, Draft, Program, program_of, staged
 from whalepy.errors import WhaleError
 
 SOURCE = """\
@@ -58,7 +59,12 @@ def judged(workers: Pool, program: Program) -> str:
 
 
 def check(
-    workers: Pool, count: int, seed: int | None = None, *, scoping: Scoping = scoped, refused: float = 0.1
+    workers: Pool,
+    count: int,
+    seed: int | None = None,
+    *,
+    program_of: Callable[[Draft], Program | None] = program_of,
+    refused: float = 0.1,
 ) -> None:
     """`count` programs, the same in each run; at most a part of them may be refused."""
     seen: Counter[str] = Counter()
@@ -75,7 +81,7 @@ def check(
     def one(draft: Draft) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps that are tried and left out
-            program = program_of(draft, scoping)
+            program = program_of(draft)
         if program is None:
             seen["nothing to train"] += 1
         else:
@@ -87,18 +93,22 @@ def check(
     assert seen["nothing to train"] <= 0.1 * sum(seen.values()), seen
 
 
+def in_stages(draft: Draft) -> Program | None:
+    return program_of(draft, staged)
+
+
 def test_random_programs_train_like_the_local_model(workers: Pool) -> None:
     check(workers, 200)
 
 
 def test_random_programs_in_stages_train_like_the_local_model(workers: Pool) -> None:
-    check(workers, 60, scoping=staged, refused=0.2)  # a stage may happen to hold nothing that trains
+    check(workers, 60, program_of=in_stages, refused=0.2)  # a stage may happen to hold nothing that trains
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_many_random_programs_in_stages_train_like_the_local_model(workers: Pool, seed: int) -> None:
-    check(workers, 200, seed, scoping=staged, refused=0.2)
+    check(workers, 200, seed, program_of=in_stages, refused=0.2)
 
 
 @pytest.mark.slow
