@@ -120,6 +120,32 @@ class Skipping(nn.Module):
             return nn.functional.cross_entropy(logits, target)
 
 
+class Counting(nn.Module):
+    """A buffer that is written by one stage in training, and read by another one in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("seen", torch.ones(()))
+        self.seen: Tensor
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        with whalepy.stage():
+            h = torch.tanh(self.first(x))
+            if self.training:
+                self.seen += 1
+        with whalepy.stage():
+            logits = self.second(h)
+            return nn.functional.cross_entropy(logits if self.training else logits / self.seen, target)
+
+
+def counting() -> models.Made:
+    """The model above."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, 6, generator=torch.Generator().manual_seed(3))
+    return Counting(), [(rows, torch.arange(6) % 3)]
+
+
 def skipping() -> models.Made:
     """The model above."""
     torch.manual_seed(0)

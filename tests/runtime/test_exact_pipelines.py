@@ -111,6 +111,7 @@ RUNS: dict[str, Run] = {
         loss_fn=models.classes_loss,
         evaluate=True,
     ),
+    "written in training, read in evaluation": Run(pipelines.counting, dict[str, Any], 2, evaluate=True),
     "one microbatch": Run(pipelines.gpt2, lambda: gpt2(0, 2, 4), 2, options={"microbatches": 1}, evaluate=True),
     "more than rows of some": Run(
         pipelines.gpt2,

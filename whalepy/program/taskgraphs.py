@@ -170,8 +170,10 @@ class _Cutter:
 
     def _writer(self, buffer: int, found: Mapping[int, int]) -> int:
         """The stage that gives a buffer its new value: where what is written is made."""
-        captured = self.program.captured
-        at = captured.results + captured.mutations.index(self.program.placeholder(buffer).name)
+        captured, name = self.program.captured, self.program.placeholder(buffer).name
+        if name not in captured.mutations:
+            return self.owners[name]
+        at = captured.results + captured.mutations.index(name)
         source, _ = self._output_keys[at]
         return found.get(source, len(self.stages) - 1)
 
@@ -191,7 +193,7 @@ class _Cutter:
     @cached_property
     def anywhere(self) -> list[bool]:
         """Whether an operator depends on nothing but inputs and constants: it is computed wherever it is read."""
-        written = set(self.program.captured.mutations)
+        written = {*self.program.captured.mutations, *self.owners}  # what another program writes is kept by its stage
         found: list[bool] = []
         for i, op in enumerate(self.program.operators):
             if op.kind == "call":

@@ -289,11 +289,15 @@ class CapturedModel(ParallelModel):
         return tensors, read
 
     def _read(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
-        """The parameter as the program reads it; another program than the trained one may read it in another layout."""
+        """The parameter as the program reads it."""
+        return stage.stored[name].read(self._box(stage, name, box)).detach()
+
+    def _box(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
+        """The parameter as the program keeps it; another program than the trained one may keep it in another layout."""
         own, trained = stage.stored[name], self._stored.get(name)
         if trained is None or trained.cut == own.cut or name not in stage.owned:
-            return own.read(box).detach()
-        return own.read(own.box(trained.whole(box))).detach()
+            return box
+        return own.box(trained.whole(box))
 
     def _write_buffers(self, stage: StageRun, written: Sequence[tuple[Any, ...]]) -> None:
         """New buffer values, once per step: parts of microbatches summed, others as the first gave them."""

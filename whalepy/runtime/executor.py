@@ -286,7 +286,8 @@ class StepRun:
     def _lend(self, action: Action) -> None:
         pair = (action.stage, _peer(action))
         boundary = self.runnable.parameters[pair]
-        values = [self.parameters[crossed.name].detach() for crossed in boundary.crossed]
+        stage = self.runnable.stages[action.stage]
+        values = [self.model._box(stage, each.name, self.parameters[each.name].detach()) for each in boundary.crossed]
         self._send(boundary, ("P", *pair, None), self._traffic(boundary, pair, None)[0], values, backward=False)
 
     def _borrow(self, action: Action) -> None:

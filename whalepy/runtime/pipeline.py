@@ -365,7 +365,10 @@ def _lent(
     for lending in lendings:
         ends = [_parameter_end(stages[k], lending.name) for k in (lending.owner, lending.borrower)]
         if ends[0] is None or ends[1] is None:
-            raise PlanError(f"the stage that keeps {lending.name} does not read it here")
+            raise PlanError(
+                f"stage {lending.borrower} reads {lending.name} here, and stage {lending.owner}, which keeps it, does not",
+                fix="read the parameter in the same stages in training and in evaluation",
+            )
         crossed = Crossed(ends[0], ends[1], lending.learns, lending.name, -1)
         found.setdefault((lending.owner, lending.borrower), []).append(crossed)
     return {pair: tuple(values) for pair, values in found.items()}
