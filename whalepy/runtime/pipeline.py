@@ -165,7 +165,7 @@ def _pipelined(
             microbatches=microbatches,
         )
         return Pipeline((main,), arrangement, {}, {}, dict(owners or {}), scopes), (found,)
-    graphs = _cut(rescoped, program, arrangement, owners)
+    graphs = _cut(program, arrangement, owners)
     found = tuple(
         decide(subject_of(graph.program, base), own, orders[k] if orders else None)[1]
         for k, (graph, base, own) in enumerate(zip(graphs.stages, bases, speeds, strict=True))
@@ -178,7 +178,7 @@ def _pipelined(
         summed = dict(zip(program.captured.mutations, cut.summed, strict=True))
         main_program = reanalysed(program, cut.main)
         ahead = None if cut.prologue is None else reanalysed(program, cut.prologue)
-        graphs = _cut(_rescoped(main_program, arrangement), main_program, arrangement, owners)
+        graphs = _cut(main_program, arrangement, owners)
     stages = tuple(
         _stage(graph, own, found[k], chains[k], keep_rows and k == len(graphs.stages) - 1)
         for k, (graph, own) in enumerate(zip(graphs.stages, speeds, strict=True))
@@ -246,7 +246,7 @@ def _scope_inside(scope: tuple[int, ...], arrangement: Arrangement) -> tuple[int
     return remember(arrangement.chain(tuple(map(scope_by_id, scope))))
 
 
-def _cut(rescoped: Program, program: Program, arrangement: Arrangement, owners: Mapping[str, int] | None) -> Taskgraphs:
+def _cut(program: Program, arrangement: Arrangement, owners: Mapping[str, int] | None) -> Taskgraphs:
     graphs = taskgraphs(program, arrangement.stages, lambda scope: _scope_inside(scope, arrangement), owners)
     for crossing in graphs.crossings:
         if crosses_unknown(program, crossing.value):
@@ -366,7 +366,7 @@ def _lent(
         ends = [_parameter_end(stages[k], lending.name) for k in (lending.owner, lending.borrower)]
         if ends[0] is None or ends[1] is None:
             raise PlanError(
-                f"stage {lending.borrower} reads {lending.name} here, and stage {lending.owner}, which keeps it, does not",
+                f"stage {lending.borrower} reads {lending.name} here; stage {lending.owner}, which keeps it, does not",
                 fix="read the parameter in the same stages in training and in evaluation",
             )
         crossed = Crossed(ends[0], ends[1], lending.learns, lending.name, -1)
@@ -381,15 +381,12 @@ def _parameter_end(stage: Analysed, name: str) -> End | None:
     return None
 
 
-def gathers_rows(stage: Analysed) -> bool:
-    """Whether what is computed of the whole batch needs its rows in their order."""
-    if stage.prologue is None:
-        return False
-    batch = stage.prologue.program.batch
+def gathers_rows(part: Analysed | Ahead) -> bool:
+    """Whether a program puts rows of several ranks together, in the order they have."""
     return any(
         isinstance(binding, MoveBinding)
         and isinstance(binding.source, Sharded)
-        and binding.source.place.axis == batch
+        and binding.source.place.axis == part.program.batch
         and binding.source != binding.target
-        for binding in stage.prologue.rewritten.bindings
+        for binding in part.rewritten.bindings
     )

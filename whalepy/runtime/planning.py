@@ -32,7 +32,7 @@ from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, 
 from whalepy.runtime.extents import Grid, grid_of
 from whalepy.runtime.groups import Group
 from whalepy.runtime.measured_cache import measured_here
-from whalepy.runtime.pipeline import Pipeline, arranged, gathers_rows, pipelined
+from whalepy.runtime.pipeline import Pipeline, arranged, pipelined
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
@@ -256,7 +256,7 @@ def planned(
         fingerprint=own,
     )
     _check_rows(made, [p for stage in main.stages for chain in stage.chains for p in chain])
-    _check_order_of_rows(made, main)
+    _check_shared_rows(made)
     notes = (*notes_of(main), *_waits(made))
     return replace(made, notes=notes, programs=programs_of(main, made)), main
 
@@ -320,17 +320,8 @@ def _outer_levels(made: Analysed, arrangement: Arrangement) -> int:
     return max(owned, default=-1) + 1
 
 
-def _check_order_of_rows(plan: Plan, main: Pipeline) -> None:
-    """PlanError: microbatches are cut before some level cuts rows, and something needs the rows in their order."""
-    for stage, placed in zip(main.stages, plan.stages, strict=True):
-        inside = (
-            any(cut is not None for cut in placed.row_cuts[placed.outer or 0 :]) if placed.outer is not None else False
-        )
-        if inside and plan.microbatches > 1 and gathers_rows(stage):
-            raise PlanError(
-                "microbatches need to know of the whole batch what depends on the order of its rows",
-                fix="leave out microbatches=, or put the replicate scope around the stages",
-            )
+def _check_shared_rows(plan: Plan) -> None:
+    """PlanError: a rank would need other rows for one of its stages than for another."""
     for hosted in plan.hosts:
         grids = {(plan.stages[k].mesh, tuple(map(str, _row_table(plan, k)))) for k in hosted}
         if len({table for _, table in grids}) > 1:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import sympy
 
+from whalepy.errors import PlanError
 from whalepy.planner.decide import Decisions
-from whalepy.planner.plan import Plan
+from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.schedule.actions import SENDS, Action, Crossing, Lending, Schedule
 from whalepy.planner.schedule.generators import forward_only
 from whalepy.planner.schedule.kinds import compute_actions
@@ -25,7 +26,7 @@ from whalepy.rewrite.verify import verify
 from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Analysed
 from whalepy.runtime.extents import Extents, Grid, StepSizes, grid_of
-from whalepy.runtime.pipeline import Pipeline
+from whalepy.runtime.pipeline import Pipeline, gathers_rows
 from whalepy.runtime.steps import batch_symbols, rows_in, sizes_of_microbatch
 
 
@@ -111,8 +112,12 @@ def notes_of(main: Pipeline) -> tuple[str, ...]:
 
 
 def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: bool = True) -> None:
-    """Verify the programs of all ranks together, and the order of their actions. Raises VerificationError."""
+    """Verify the programs of all ranks together, and the order of their actions. Raises VerificationError.
+
+    PlanError: something needs the rows of the whole batch in their order, and ranks hold them by microbatches.
+    """
     for stage, placed in zip(main.stages, plan.stages, strict=True):
+        _check_order_of_rows(stage, placed, plan, microbatches)
         sizes = example_sizes(stage.program, stage.decisions, microbatches, outer=placed.outer)
         _verify(stage.program, stage.rewritten, placed.mesh, placed.rank_of, sizes, backward=training)
         if stage.prologue is not None:
@@ -125,6 +130,17 @@ def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: boo
         schedule = schedule_of(main, plan, microbatches, training=True)
         verify_schedule(schedule, plan.hosts, crossings, lendings, microbatches, trained(main))
         verify_messages(messages_of(main, plan, schedule))
+
+
+def _check_order_of_rows(stage: Analysed, placed: StagePlan, plan: Plan, microbatches: int) -> None:
+    inside = placed.row_cuts[len(placed.mesh) if placed.outer is None else placed.outer :]
+    part = stage if microbatches == 1 else stage.prologue
+    if plan.microbatches > 1 and any(cut is not None for cut in inside) and part is not None and gathers_rows(part):
+        raise PlanError(
+            "an operator needs the rows of the whole batch in their order, but ranks inside a stage hold them by "
+            "microbatches",
+            fix="leave out microbatches=, or put the replicate scope around the stages",
+        )
 
 
 def messages_of(main: Pipeline, plan: Plan, schedule: Schedule) -> dict[int, list[Message]]:
