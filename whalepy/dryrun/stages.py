@@ -177,13 +177,13 @@ def unfolded(weighed: Weighed, model: nn.Module) -> list[Block]:
     with folded(model, fold=False) as whole:
         paths = whole.paths or known.paths
     places: dict[int, list[int]] = {}
-    for k, number in enumerate(_stand_ins(len(known.paths), known)):
+    for k, number in enumerate(stand_ins(len(known.paths), known)):
         places.setdefault(number, []).append(k)
     found = [(k, flops) for number, flops in weighed.flops.items() for k in places[number]]
     return [Block(paths[k], flops) for k, flops in (sorted(found) if known.folds else found)]
 
 
-def _stand_ins(count: int, blocks: Blocks) -> Iterable[int]:
+def stand_ins(count: int, blocks: Blocks) -> Iterable[int]:
     """For each block of the whole model the number of the one that was run for it."""
     at = 0
     starts = {fold.first: fold for fold in blocks.folds}
