@@ -24,13 +24,14 @@ from whalepy.planner.schedule.actions import COMPUTES
 from whalepy.runtime.build import Recipe
 
 WIDTH, LENGTH, ROWS = 128, 64, 8
+Make = Callable[[int], tuple[nn.Module, Any]]
 
 
 def gpt2(layers: int) -> tuple[nn.Module, Any]:
     """A small GPT-2, whose head is its embedding."""
     import transformers
 
-    sizes = {"n_embd": WIDTH, "n_head": 4, "n_layer": layers, "n_positions": LENGTH, "vocab_size": 256}
+    sizes: dict[str, Any] = {"n_embd": WIDTH, "n_head": 4, "n_layer": layers, "n_positions": LENGTH, "vocab_size": 256}
     config = transformers.GPT2Config(**sizes, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     with torch.device("meta"):
         return transformers.GPT2LMHeadModel(config), _tokens()
@@ -57,14 +58,14 @@ def plain(layers: int) -> tuple[nn.Module, Any]:
     return chain(layers, tied=True), ids()
 
 
-PATHS = {gpt2: "transformer.h", llama: "model.layers", plain: "blocks"}
+PATHS: dict[Make, str] = {gpt2: "transformer.h", llama: "model.layers", plain: "blocks"}
 
 
 @dataclass(frozen=True)
 class Case:
     """A model whose blocks are cut at some places, on some devices."""
 
-    make: Callable[[int], tuple[nn.Module, Any]]
+    make: Make
     bounds: Sequence[int]
     cluster: str
     outer: Sequence[Any] = ()

@@ -20,7 +20,7 @@ from whalepy.dryrun.staged import Staged, saved_in_stages
 from whalepy.dryrun.stages import flops_of_blocks, staging, unfolded
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.targets import Target, target_of
-from whalepy.dryrun.tried import Options, Tried
+from whalepy.dryrun.tried import Balance, Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
@@ -57,6 +57,7 @@ class Request:
     """The file of a saved plan, to be costed anew."""
     stages: int | None = None
     schedule: str | None = None
+    balance: Balance = "exact"
 
 
 def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
@@ -102,6 +103,7 @@ def options_of(request: Request) -> Options:
         request.recompute,
         None if request.stages == 1 else request.stages,
         request.schedule,
+        request.balance,
     )
 
 
@@ -192,6 +194,7 @@ def _check_no_schedule(options: Options) -> None:
 
 def _check_degrees(options: Options) -> None:
     forced = [name for name in ("replicate", "split", "shares") if getattr(options, name) is not None]
+    forced += ["balance"] if options.balance != "exact" else []
     if forced:
         raise PlanError(
             f"the model is annotated, so --{forced[0]} cannot be forced",

@@ -9,11 +9,13 @@ from itertools import accumulate, pairwise
 from torch import nn
 
 from whalepy.dryrun.blocks import Blocks, module_of
+from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
+from whalepy.planner.whale import whale_cut
 from whalepy.primitives import Primitive, replicate, split, stage
 from whalepy.program.taskgraphs import turns
 
@@ -69,8 +71,9 @@ def staging(options: Options, blocks: Sequence[Block], cluster: ClusterSpec, mod
     each = len(cluster.devices) // groups
     speeds = cluster.speeds()
     pace = [sum(speeds[g * each : (g + 1) * each]) for g in range(groups)]
-    sizes = cut_evenly([block.flops for block in blocks], [pace[k % groups] for k in range(count)])
-    shares = (1.0,) * degrees.replicate if options.shares == "equal" else options.shares
+    sizes = _cut(options, [block.flops for block in blocks], [pace[k % groups] for k in range(count)])
+    shares = "equal" if options.balance == "equal" else options.shares
+    shares = (1.0,) * degrees.replicate if shares == "equal" else shares
     outer = replicate(degrees.replicate, shares=shares) if degrees.replicate > 1 else None
     scopes: dict[str, Sequence[Primitive]] = {} if outer is None else {"": [outer]}
     inside = [split(degrees.split)] if degrees.split > 1 else []
@@ -78,7 +81,20 @@ def staging(options: Options, blocks: Sequence[Block], cluster: ClusterSpec, mod
     for a, b in pairwise(bounds):
         own = stage()
         scopes.update({block.path: [own, *inside] for block in blocks[a:b]})
-    return Staging(scopes, _name(degrees, count), _flags(degrees, count))
+    name, flags = _name(degrees, count), _flags(degrees, count)
+    if options.balance != "exact":
+        name, flags = f"{name} by {_BALANCES[options.balance]}", f"{flags} --balance {options.balance}"
+    return Staging(scopes, name, flags)
+
+
+_BALANCES = {"whale": "Whale's cut", "equal": "number of blocks"}
+
+
+def _cut(options: Options, flops: Sequence[float], paces: Sequence[float]) -> list[int]:
+    """How many blocks each stage takes."""
+    if options.balance == "equal":
+        return list(equal_rows(len(flops), len(paces)))
+    return (whale_cut if options.balance == "whale" else cut_evenly)(flops, paces)
 
 
 @dataclass(frozen=True)
