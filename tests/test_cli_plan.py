@@ -271,6 +271,8 @@ MISTAKES = {
     "shares": (option("--shares", "3:x"), "is not a list of shares"),
     "a negative share": (option("--shares", "3:-1"), "is not a weight"),
     "too few shares": (option("--shares", "3:1:1"), "3 shares for 4 replicas"),
+    "a balance": (option("--balance", "even"), "choose exact, whale, equal"),
+    "a balance and shares": (option("--balance", "whale", "--shares", "3:1"), "--shares cannot both decide"),
     "a precision": (option("--precision", "fp12"), "--precision fp12 is not known"),
     "bfloat16": (option("--precision", "bf16"), "has no bfloat16 units"),
     "bfloat16 on a gaming card": (

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from torch import nn
-
-from whalepy.dryrun.blocks import Blocks, folded, module_of
-from whalepy.dryrun.stages import Staging
+from whalepy.dryrun.blocks import Blocks, module_of
+from whalepy.dryrun.recompute import Recompute
+from whalepy.dryrun.staged import Staged
+from whalepy.dryrun.stages import Block, Staging, degrees_of, staging
 from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.table import ModelTable
 from whalepy.dryrun.tried import TIGHT, Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.block_table import Way
+from whalepy.planner.forecast import Alternative, Forecast
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 from whalepy.planner.search import Choice, Limits, best_choices
 from whalepy.primitives import Primitive, replicate, split, stage
@@ -31,18 +33,26 @@ class Surveyed:
     """Of its blocks, in the order in which they run."""
     modules: Mapping[str, int]
     """Modules outside all blocks -> the place of the block that they run with, for those that run with one alone."""
+    blocks: tuple[Block, ...]
+    """With the FLOPs of each."""
     in_time: bool
     """Whether the loss can be computed in microbatches."""
 
 
-def surveyed(model: nn.Module, study: Study, cluster: ClusterSpec) -> Surveyed:
-    """What a search needs to know of a model; `model` is whole, `study` may be folded."""
-    children = tuple(name for name, child in model.named_children() if any(True for _ in child.modules()))
-    with folded(model, fold=False) as whole:
-        paths = whole.paths or children
-    known = study if study.blocks.paths else replace(study, blocks=Blocks(children), cuts={})
+def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
+    """What a search needs to know of a model, which may be folded. One without lists is cut between its children."""
+    known = study
+    if not study.blocks.paths:
+        children = study.recipe.model.named_children()
+        blocks = Blocks(tuple(name for name, child in children if any(True for _ in child.modules())))
+        known = replace(study, blocks=blocks, cuts={})
     table = ModelTable(known, cluster)
-    return Surveyed(table, tuple(paths[k] for k in table.places), _modules(table), _in_time(study, cluster))
+    paths = known.blocks.whole or known.blocks.paths
+    places = tuple(paths[k] for k in table.places)
+    works = table.works(Way(), table.some)
+    flops = [sum(event.flops for event in work.forward) for work in works]
+    blocks = tuple(Block(path, flops[k]) for path, k in zip(places, table.order, strict=True))
+    return Surveyed(table, places, _modules(table), blocks, _in_time(study, cluster))
 
 
 def _modules(table: ModelTable) -> dict[str, int]:
@@ -89,12 +99,86 @@ def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options, *, least
         shares=shares,
         in_time=found.in_time,
     )
-    for filled in (TIGHT, 1.0):
-        for one in savings:
+    for filled in (TIGHT, 1.0, *([_ANY] if options.stages else [])):
+        for one in savings if filled <= 1 else savings[:1]:
             choices = best_choices(found.table, cluster, replace(limits, savings=(one,), filled=filled))
             if choices:
                 return choices
     return []
+
+
+_ANY = 2.0**20
+"""Of forced stages it is told what is missing: as if memories were so many times larger."""
+
+
+def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged, Options]:
+    """The stages that are asked for, and the options that they are run with.
+
+    Raises PlanError where blocks or devices are too few.
+    """
+    found = surveyed(study, cluster)
+    model, count = study.recipe.model, options.stages or 1
+    if count > len(found.paths):
+        paths = ", ".join(found.paths[:3]) + (", ..." if len(found.paths) > 3 else "")
+        raise PlanError(
+            f"--stages {count}, but {type(model).__name__} has {len(found.paths)} blocks to cut between: {paths}",
+            fix=f"choose at most {len(found.paths)} stages, or annotate the model with whalepy.stage()",
+        )
+    degrees = degrees_of(options, len(cluster.devices))
+    if options.balance != "exact":
+        return Staged.made(staging(options, degrees, found.blocks, cluster)), options
+    choices = choices_of(found, cluster, options)
+    if not choices:
+        raise PlanError(
+            f"{count} stages cannot be met with what else is forced",
+            fix="leave out --microbatches, --replicate, --split or --shares",
+        )
+    return Staged.made(staging_of(found, choices[0], len(cluster.devices))), as_chosen(options, choices[0])
+
+
+def as_chosen(options: Options, choice: Choice) -> Options:
+    """What stages that were found are run with."""
+    count = options.microbatches or choice.microbatches
+    return replace(options, stages=len(choice.sizes), microbatches=count, recompute=_recompute(choice.way.recompute))
+
+
+def _recompute(text: str) -> Recompute | None:
+    return None if text == "none" else text  # type: ignore[return-value]
+
+
+def estimates_of(choices: Sequence[Choice], cluster: ClusterSpec) -> tuple[Alternative, ...]:
+    """What the search expects of each."""
+    return tuple(_estimate(choice, cluster) for choice in choices)
+
+
+def _estimate(choice: Choice, cluster: ClusterSpec) -> Alternative:
+    capacity = cluster.devices[choice.tightest].memory_bytes
+    saved = () if choice.way.recompute == "none" else (f"recompute {choice.way.recompute}",)
+    count = f"{choice.microbatches} microbatch{'es' if choice.microbatches > 1 else ''}"
+    idle = len(cluster.devices) - choice.devices
+    parts = [name_of(choice), *saved, count, *([f"{idle} idle"] if idle else []), "estimated"]
+    flags = [flags_of(choice), f"--microbatches {choice.microbatches}", *(f"--{words}" for words in saved)]
+    return Alternative(
+        strategy=", ".join(parts),
+        step_time_s=choice.step_s,
+        verdict="tight" if choice.filled > TIGHT else "fits",
+        tightest=choice.tightest,
+        peak_memory_bytes=round(choice.filled * capacity),
+        memory_capacity_bytes=capacity,
+        missing_bytes={},
+        flags=" ".join(flags),
+        not_runnable=saved,
+    )
+
+
+def with_estimates(forecast: Forecast, estimates: Sequence[Alternative]) -> Forecast:
+    """The same with what was estimated and not played, for other numbers of stages than those that were."""
+    first, *played = forecast.alternatives
+    staged = len(forecast.stages) > 1
+    more = [one for one in estimates if not one.strategy.startswith(first.strategy.split(",")[0])]
+    more = [one for one in more if staged or "stages" in one.strategy]
+    others = sorted([*played, *more], key=lambda one: (one.verdict == "no", one.step_time_s))
+    return replace(forecast, alternatives=(first, *others))
 
 
 def staging_of(found: Surveyed, choice: Choice, devices: int) -> Staging:
@@ -118,11 +202,10 @@ def name_of(choice: Choice) -> str:
     """`replicate 2 > 4 stages > split 2`."""
     outer = [f"replicate {choice.copies}"] if choice.copies > 1 else []
     inner = [f"split {choice.way.split}"] if choice.way.split > 1 else []
-    return " > ".join([*outer, f"{len(choice.sizes)} stages", *inner])
+    middle = [f"{len(choice.sizes)} stages"] if len(choice.sizes) > 1 else []
+    return " > ".join([*outer, *middle, *inner]) or "one device"
 
 
 def flags_of(choice: Choice) -> str:
     """The options that force it."""
-    outer = [f"--replicate {choice.copies}"] if choice.copies > 1 else []
-    inner = [f"--split {choice.way.split}"] if choice.way.split > 1 else []
-    return " ".join([f"--stages {len(choice.sizes)}", *outer, *inner])
+    return f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.way.split}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from whalepy.dryrun.blocks import Blocks, module_of
-from whalepy.dryrun.stages import stand_ins
 from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.study import Savings, Study
 from whalepy.errors import WhaleError
@@ -57,7 +56,7 @@ class ModelTable:
     def places(self) -> tuple[int, ...]:
         """The numbers, in the whole model, of its blocks in the order in which they run."""
         found: dict[int, list[int]] = defaultdict(list)
-        for place, number in enumerate(stand_ins(len(self.study.blocks.paths), self.study.blocks)):
+        for place, number in enumerate(self.study.blocks.stand_ins):
             found[number].append(place)
         places = [place for number in self.ran for place in found[number]]
         return tuple(sorted(places) if self.study.blocks.folds else places)
@@ -69,7 +68,7 @@ class ModelTable:
 
     @cached_property
     def _order(self) -> tuple[int, ...]:
-        numbers = list(stand_ins(len(self.study.blocks.paths), self.study.blocks))
+        numbers = self.study.blocks.stand_ins
         at = {number: k for k, number in enumerate(self.ran)}
         return tuple(at[numbers[place]] for place in self.places)
 
@@ -105,6 +104,11 @@ class ModelTable:
     def update(self, way: Way) -> Sequence[Event]:
         """The optimizer over all parameters of the blocks that were run."""
         return self._run(way, self._few[0])[0].optimizer
+
+    @property
+    def some(self) -> int:
+        """A number of rows that was run."""
+        return self._few[0]
 
     @property
     def _few(self) -> tuple[int, int]:

@@ -65,6 +65,8 @@ class Choice:
     """Seconds of a step, as the bottleneck has it."""
     filled: float
     """The largest part of a memory in use."""
+    tightest: int
+    """A device with that."""
 
     @property
     def copies(self) -> int:
@@ -275,8 +277,8 @@ class Search:
         taken = {key: self._copy_s(form, microbatches, *key, sizes) for key in classes}
         each = [taken[kind] for kind in kinds]
         step = max(each) + self._closing_s(form, microbatches, sizes)
-        filled = self._filled(form, parts, classes, sizes)
-        choice = Choice(form.way, form.zero, form.groups, sizes, tuple(rows), microbatches, step, filled)
+        filled, tightest = self._filled(form, parts, classes, sizes)
+        choice = Choice(form.way, form.zero, form.groups, sizes, tuple(rows), microbatches, step, filled, tightest)
         return choice, each
 
     def _parts(
@@ -356,15 +358,17 @@ class Search:
 
     def _filled(
         self, form: _Form, parts: Sequence[Part], classes: Sequence[tuple[tuple[int, ...], int]], sizes: Sequence[int]
-    ) -> float:
-        """The largest part of a memory in use."""
-        most, start = 0.0, 0
+    ) -> tuple[float, int]:
+        """The largest part of a memory in use, and a device with that."""
+        most, start = (0.0, 0), 0
         for k, (part, size) in enumerate(zip(parts, sizes, strict=True)):
             kinds = sorted({(column[k], each) for column, each in classes})
+            group = form.groups[k % len(form.groups)]
             for (kind, _), (before, room) in zip(kinds, part.held, strict=True):
                 whole = self.costs.costs[kind].device.memory_bytes
                 more = self.limits.chunks * (before[start + size] - before[start] - room)
-                most = max(most, self.limits.filled + more / whole)
+                first = next(unit.devices[0] for unit in group if unit.kind == kind)
+                most = max(most, (self.limits.filled + more / whole, first))
             start += size
         return most
 
