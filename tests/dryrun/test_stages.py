@@ -43,7 +43,7 @@ def test_no_other_cut_ends_earlier(weights: list[float], paces: list[float]) -> 
 def blocks_of(model: nn.Module, *, fold: bool) -> list[Block]:
     with folded(model, fold=fold) as found:
         weighed = flops_of_blocks(model, Study.of(Recipe(model), ids(), "adamw", found), found)
-    return unfolded(weighed, model)
+    return unfolded(weighed)
 
 
 def test_blocks_weigh_as_much_folded_as_whole() -> None:
