@@ -8,18 +8,21 @@ from itertools import accumulate, pairwise
 
 from whalepy.dryrun.blocks import Blocks, module_of
 from whalepy.dryrun.recompute import Recompute
+from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged
-from whalepy.dryrun.stages import Block, Staging, degrees_of, staging
+from whalepy.dryrun.stages import Staging, degrees_of
 from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.table import ModelTable
-from whalepy.dryrun.tried import TIGHT, Options
+from whalepy.dryrun.tried import TIGHT, Balance, Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import Way
 from whalepy.planner.forecast import Alternative, Forecast
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 from whalepy.planner.search import Choice, Limits, best_choices
+from whalepy.planner.shares import round_shares
+from whalepy.planner.whale import whale_cut
 from whalepy.primitives import Primitive, replicate, split, stage
 from whalepy.primitives import cluster as cluster_scope
 
@@ -33,8 +36,8 @@ class Surveyed:
     """Of its blocks, in the order in which they run."""
     modules: Mapping[str, int]
     """Modules outside all blocks -> the place of the block that they run with, for those that run with one alone."""
-    blocks: tuple[Block, ...]
-    """With the FLOPs of each."""
+    flops: tuple[float, ...]
+    """Of each block with a few rows."""
     in_time: bool
     """Whether the loss can be computed in microbatches."""
 
@@ -50,9 +53,8 @@ def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
     paths = known.blocks.whole or known.blocks.paths
     places = tuple(paths[k] for k in table.places)
     works = table.works(Way(), table.some)
-    flops = [sum(event.flops for event in work.forward) for work in works]
-    blocks = tuple(Block(path, flops[k]) for path, k in zip(places, table.order, strict=True))
-    return Surveyed(table, places, _modules(table), blocks, _in_time(study, cluster))
+    flops = [float(sum(event.flops for event in work.forward)) for work in works]
+    return Surveyed(table, places, _modules(table), tuple(flops[k] for k in table.order), _in_time(study, cluster))
 
 
 def _modules(table: ModelTable) -> dict[str, int]:
@@ -95,7 +97,7 @@ def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options, *, least
         replicate=options.replicate,
         split=options.split,
         microbatches=options.microbatches,
-        equal=options.shares == "equal",
+        equal="equal" in (options.shares, options.balance),
         shares=shares,
         in_time=found.in_time,
     )
@@ -124,16 +126,36 @@ def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged
             f"--stages {count}, but {type(model).__name__} has {len(found.paths)} blocks to cut between: {paths}",
             fix=f"choose at most {len(found.paths)} stages, or annotate the model with whalepy.stage()",
         )
-    degrees = degrees_of(options, len(cluster.devices))
-    if options.balance != "exact":
-        return Staged.made(staging(options, degrees, found.blocks, cluster)), options
+    degrees_of(options, len(cluster.devices))
     choices = choices_of(found, cluster, options)
     if not choices:
         raise PlanError(
             f"{count} stages cannot be met with what else is forced",
             fix="leave out --microbatches, --replicate, --split or --shares",
         )
-    return Staged.made(staging_of(found, choices[0], len(cluster.devices))), as_chosen(options, choices[0])
+    choice = _balanced(found, choices[0], cluster, options.balance)
+    made = staging_of(found, choice, len(cluster.devices))
+    if options.balance != "exact":
+        name, flags = f"{made.name} by {_BALANCES[options.balance]}", f"{made.flags} --balance {options.balance}"
+        made = replace(made, name=name, flags=flags)
+    return Staged.made(made), as_chosen(options, choice)
+
+
+_BALANCES = {"whale": "Whale's cut", "equal": "number of blocks"}
+
+
+def _balanced(found: Surveyed, choice: Choice, cluster: ClusterSpec, balance: Balance) -> Choice:
+    """The same with the rows and the cut of a baseline."""
+    count = len(choice.sizes)
+    if balance == "equal":
+        return replace(choice, sizes=equal_rows(len(found.paths), count))
+    if balance == "whale":
+        speeds = cluster.speeds()
+        paces = [[sum(speeds[d] for d in unit.devices) for unit in group] for group in choice.groups]
+        sizes = whale_cut(found.flops, [sum(paces[k % len(paces)]) for k in range(count)])
+        copies = [sum(own) for own in zip(*paces, strict=True)]
+        return replace(choice, sizes=tuple(sizes), rows=round_shares(found.table.rows, copies, at_least_one=True))
+    return choice
 
 
 def as_chosen(options: Options, choice: Choice) -> Options:

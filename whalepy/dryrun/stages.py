@@ -1,18 +1,14 @@
-"""Stages for a model without annotations: its blocks in neighbouring groups, as even in time as they can be cut."""
+"""Stages for a model without annotations: what is put on its modules, and the degrees around and inside them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
-from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
-from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
-from whalepy.planner.whale import whale_cut
-from whalepy.primitives import Primitive, replicate, split, stage
+from whalepy.primitives import Primitive
 
 
 @dataclass(frozen=True)
@@ -42,45 +38,6 @@ class Staging:
             named = [known.get(p, f"whalepy.{p!r}") for p in chain]
             lines.append(f'    "{path}": {named[0] if len(named) == 1 else "[" + ", ".join(named) + "]"},')
         return "\n".join([*lines, "})"])
-
-
-@dataclass(frozen=True)
-class Block:
-    """A module that a stage is made of, with the FLOPs of all that runs from it up to the next one."""
-
-    path: str
-    flops: float
-
-
-def staging(options: Options, degrees: Degrees, blocks: Sequence[Block], cluster: ClusterSpec) -> Staging:
-    """The blocks in as many stages as asked for, cut as a baseline cuts them."""
-    count = options.stages or 1
-    groups = count // degrees.chunks
-    each = len(cluster.devices) // groups
-    speeds = cluster.speeds()
-    pace = [sum(speeds[g * each : (g + 1) * each]) for g in range(groups)]
-    sizes = _cut(options, [block.flops for block in blocks], [pace[k % groups] for k in range(count)])
-    shares = "equal" if options.balance == "equal" else options.shares
-    shares = (1.0,) * degrees.replicate if shares == "equal" else shares
-    outer = replicate(degrees.replicate, shares=shares) if degrees.replicate > 1 else None
-    scopes: dict[str, Sequence[Primitive]] = {} if outer is None else {"": [outer]}
-    inside = [split(degrees.split)] if degrees.split > 1 else []
-    bounds = [0, *accumulate(sizes)]
-    for a, b in pairwise(bounds):
-        own = stage()
-        scopes.update({block.path: [own, *inside] for block in blocks[a:b]})
-    name, flags = _name(degrees, count), _flags(degrees, count)
-    return Staging(scopes, f"{name} by {_BALANCES[options.balance]}", f"{flags} --balance {options.balance}")
-
-
-_BALANCES = {"whale": "Whale's cut", "equal": "number of blocks"}
-
-
-def _cut(options: Options, flops: Sequence[float], paces: Sequence[float]) -> list[int]:
-    """How many blocks each stage takes."""
-    if options.balance == "equal":
-        return list(equal_rows(len(flops), len(paces)))
-    return whale_cut(flops, paces)
 
 
 @dataclass(frozen=True)
@@ -121,15 +78,3 @@ def degrees_of(options: Options, devices: int) -> Degrees:
             f"{len(options.shares or ())} shares for {copies} replicas", fix="give one weight per replica, such as 3:1"
         )
     return Degrees(copies, options.split or 1, chunks)
-
-
-def _name(degrees: Degrees, count: int) -> str:
-    outer = [f"replicate {degrees.replicate}"] if degrees.replicate > 1 else []
-    inner = [f"split {degrees.split}"] if degrees.split > 1 else []
-    return " > ".join([*outer, f"{count} stages", *inner])
-
-
-def _flags(degrees: Degrees, count: int) -> str:
-    outer = [f"--replicate {degrees.replicate}"] if degrees.replicate > 1 else []
-    inner = [f"--split {degrees.split}"] if degrees.split > 1 else []
-    return " ".join([f"--stages {count}", *outer, *inner])

@@ -15,7 +15,7 @@ from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.study import Savings, Study
 from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
-from whalepy.planner.block_table import BlockWork, Way
+from whalepy.planner.block_table import BlockWork, Lent, Way
 from whalepy.planner.units import kind_of
 from whalepy.planner.work import Event, Holdings, Recorded
 from whalepy.program.analysis import Program
@@ -129,16 +129,17 @@ class ModelTable:
         if key not in self._runs:
             part = _alike(self.cluster, way.split)
             savings = Savings(0, way.recompute)  # type: ignore[arg-type]
-            candidate = self.study.candidate(levels_of(1, way.split), part, part.speeds(), 1, savings)
-            recorded = candidate.recording(candidate.plan.ranks[0], rows)
+            count = 2 if way.adds else 1
+            candidate = self.study.candidate(levels_of(1, way.split), part, part.speeds(), count, savings)
+            recorded = candidate.recording(candidate.plan.ranks[0], count * rows)
             self._runs[key] = recorded, tuple(self._block_works(recorded, rows))
         return self._runs[key]
 
     def _block_works(self, recorded: Recorded, rows: int) -> Iterator[BlockWork]:
-        (events,) = recorded.microbatches
+        events = recorded.microbatches[-1]
         forward = _by_block([e for e in events if e.phase == "forward"], self.ran[0])
         backward = _by_block([e for e in events if e.phase == "backward"], self.ran[-1])
-        held = _before(events)
+        held = _before(events, recorded.microbatches[0][-1].memory if len(recorded.microbatches) > 1 else None)
         for number in self.ran:
             own, back = forward.get(number, ()), backward.get(number, ())
             holdings = recorded.holdings.get(number, Holdings())
@@ -164,6 +165,27 @@ class ModelTable:
                 sizes[reader] += sum(program.operators[j].result_bytes)
         whole = sum(sizes.values())
         return {number: size / whole for number, size in sizes.items()} if whole else {}
+
+    @property
+    def lent(self) -> tuple[Lent, ...]:
+        """Parameters outside all blocks that several of them read: from the first to the last of these."""
+        return self._lent
+
+    @cached_property
+    def _lent(self) -> tuple[Lent, ...]:
+        program, readers = self.study.program, defaultdict[int, set[int]](set)
+        last = {number: place for place, number in enumerate(self.ran[k] for k in self.order)}
+        last[self.ran[0]] = 0
+        for i, op in enumerate(program.operators):
+            for j, _ in op.operands:
+                if program.operators[j].kind == "parameter" and self.turn_of[i] in last:
+                    readers[j].add(last[self.turn_of[i]])
+        sizes = {j: sum(program.operators[j].result_bytes) for j in readers}
+        return tuple(
+            Lent(min(places), max(places), sizes[j])
+            for j, places in readers.items()
+            if len(places) > 1 and self.study.blocks.of(program.placeholder(j).name) < 0
+        )
 
     @cached_property
     def _crossing(self) -> Mapping[int, float]:
@@ -215,10 +237,10 @@ def _by_block(events: Sequence[Event], first: int) -> dict[int, tuple[Event, ...
     return {block: tuple(own) for block, own in found.items()}
 
 
-def _before(events: Sequence[Event]) -> dict[int, int]:
-    """Bytes held before each event, by its identity."""
+def _before(events: Sequence[Event], held: int | None) -> dict[int, int]:
+    """Bytes held before each event, by its identity; `held` before the first, where that is known."""
     found: dict[int, int] = {}
-    held = events[0].memory if events else 0
+    held = events[0].memory if held is None else held
     for event in events:
         found[id(event)] = held
         held = event.memory

@@ -26,10 +26,25 @@ class BlockWork:
 
 @dataclass(frozen=True)
 class Way:
-    """How a rank computes its part of a model: the degree of split around it, and what it computes again."""
+    """How a rank computes its part of a model."""
 
     split: int = 1
+    """The degree of split around it."""
     recompute: str = "none"
+    """What it computes again."""
+    adds: bool = False
+    """Whether it adds its gradients to those of microbatches before."""
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A parameter that the first block to read it shares with a later one: it is sent there, its gradient back."""
+
+    owner: int
+    """A place in the order of blocks, as `reader`."""
+    reader: int
+    size: int
+    """Bytes, unsplit."""
 
 
 class BlockTable(Protocol):
@@ -48,6 +63,11 @@ class BlockTable(Protocol):
     @property
     def splits(self) -> Sequence[int]:
         """The degrees of split that the model can be cut by, ascending; 1 is the first."""
+        ...
+
+    @property
+    def lent(self) -> Sequence[Lent]:
+        """Parameters that several blocks read."""
         ...
 
     def works(self, way: Way, rows: int) -> Sequence[BlockWork]:

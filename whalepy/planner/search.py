@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import accumulate, combinations
 
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockTable, Way
@@ -98,6 +99,9 @@ class _Form:
     groups: tuple[tuple[Unit, ...], ...]
     """As in `Choice`."""
     costs: StageCosts
+    known: dict[tuple[int, int], tuple[float, float]] = field(
+        default_factory=dict[tuple[int, int], tuple[float, float]]
+    )
 
     @property
     def copies(self) -> int:
@@ -109,12 +113,13 @@ class _Form:
         per_stage = [self.groups[k % len(self.groups)] for k in range(self.stages)]
         return list(zip(*(tuple(unit.kind for unit in units) for units in per_stage), strict=True))
 
-    @cached_property
-    def crossings(self) -> list[tuple[float, float]]:
-        """Between each stage and the next: seconds of latency, and per byte of one copy."""
-        count = len(self.groups)
-        pairs = [(self.groups[k % count], self.groups[(k + 1) % count]) for k in range(self.stages - 1)]
-        return [(0.0, 0.0) if a == b else self.costs.crossing(a, b) for a, b in pairs]
+    def crossing(self, source: int, target: int) -> tuple[float, float]:
+        """Between two stages: seconds of latency, and per byte of one copy."""
+        key = source % len(self.groups), target % len(self.groups)
+        if key not in self.known:
+            same = key[0] == key[1]
+            self.known[key] = (0.0, 0.0) if same else self.costs.crossing(*(self.groups[g] for g in key))
+        return self.known[key]
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,7 @@ class Search:
         rows = max(self.table.rows // copies // microbatches, 1)
         most = math.ceil(self.table.rows / microbatches) if len(chosen) > 1 else rows
         units = self._units[way.split]
+        way = _adding(way, microbatches)
         whole = {kind: float(self.costs.sums(way, most, kind).both[-1]) / most for kind in chosen}
         used, pace = stages // self.limits.chunks * copies, 0.0
         for kind in sorted(chosen, key=whole.__getitem__):
@@ -264,7 +270,8 @@ class Search:
     def _pace(self, form: _Form, microbatches: int, column: Sequence[int]) -> float:
         """Rows per second of one copy, if its stages were even."""
         rows = max(self.table.rows // form.copies // microbatches, 1)
-        return sum(1 / float(self.costs.sums(form.way, rows, kind).both[-1]) for kind in column)
+        way = _adding(form.way, microbatches)
+        return sum(1 / float(self.costs.sums(way, rows, kind).both[-1]) for kind in column)
 
     def _with_rows(self, form: _Form, microbatches: int, rows: Sequence[int]) -> tuple[Choice, list[float]] | None:
         """The best cut with these rows per copy, and the seconds of each copy."""
@@ -298,7 +305,8 @@ class Search:
         # more.
         chunks = self.limits.chunks
         flying = min(microbatches, form.stages - k if chunks == 1 else 2 * form.stages // chunks)
-        ways = [self._seen(form.way, form.zero, form.copies, kind, each, flying) for kind, each in sorted(classes)]
+        way = _adding(form.way, microbatches)
+        ways = [self._seen(way, form.zero, form.copies, kind, each, flying) for kind, each in sorted(classes)]
         return Part([seconds for seconds, _ in ways], [held for _, held in ways])
 
     def _seen(
@@ -321,12 +329,13 @@ class Search:
         own: list[float] = []
         between: list[float] = []
         start = 0
+        way = _adding(form.way, microbatches)
         for k, size in enumerate(sizes):
-            sums = self.costs.sums(form.way, rows, column[k])
+            sums = self.costs.sums(way, rows, column[k])
             own.append(float(sums.both[start + size] - sums.both[start]))
             start += size
-            if k < len(form.crossings):
-                latency, per_byte = form.crossings[k]
+            if k + 1 < form.stages:
+                latency, per_byte = form.crossing(k, k + 1)
                 between.append(latency + per_byte * float(sums.sends[start]))
         groups = len(form.groups)
         busy = [sum(own[g::groups]) for g in range(groups)]
@@ -344,12 +353,22 @@ class Search:
             reduced = self.costs.reduce_s(group, own)
             if form.stages == 1 and self._overlaps:
                 rows = max(self.table.rows // form.copies // microbatches, 1)
-                hidden = float(self.costs.sums(form.way, rows, group[0].kind).backward[-1])
+                hidden = float(self.costs.sums(_adding(form.way, microbatches), rows, group[0].kind).backward[-1])
                 reduced = max(reduced - hidden, reduced / len(self.table.order))
             updated = own * max(self.costs.update_s(form.way, kind) for kind in {unit.kind for unit in group})
             most = max(most, reduced + updated / (form.copies if form.zero else 1))
             start += size
-        return most
+        return most + self._lending_s(form, sizes)
+
+    def _lending_s(self, form: _Form, sizes: Sequence[int]) -> float:
+        """Seconds in which parameters of one stage go to another at the start of the step, and gradients back."""
+        ends = list(accumulate(sizes))
+        found = 0.0
+        for lent in self.table.lent:
+            owner, reader = (bisect_right(ends, place) for place in (lent.owner, lent.reader))
+            latency, per_byte = form.crossing(owner, reader)
+            found += 2 * (latency + per_byte * lent.size)
+        return found
 
     @cached_property
     def _overlaps(self) -> bool:
@@ -371,6 +390,10 @@ class Search:
                 most = max(most, (self.limits.filled + more / whole, first))
             start += size
         return most
+
+
+def _adding(way: Way, microbatches: int) -> Way:
+    return replace(way, adds=microbatches > 1)
 
 
 _ROUNDS = 4
