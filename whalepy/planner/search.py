@@ -90,7 +90,7 @@ def best_choices(table: BlockTable, cluster: ClusterSpec, limits: Limits = Limit
 
 
 @dataclass
-class _Form:
+class Form:
     """Where the stages go: all that is chosen before their blocks, rows and microbatches."""
 
     way: Way
@@ -139,7 +139,7 @@ class Search:
         self.costs = StageCosts(table, cluster)
         self.table, self.cluster, self.limits, self.count = table, cluster, limits, count
         self._units = {split: units_of(cluster, split) for split in table.splits if limits.split in (None, split)}
-        self._forms: dict[object, _Form] = {}
+        self._forms: dict[object, Form] = {}
         self._fits: dict[object, bool] = {}
         self._views: dict[object, tuple[list[float], tuple[list[float], float]]] = {}
 
@@ -222,7 +222,7 @@ class Search:
 
     # -- one form
 
-    def _form(self, lead: _Lead) -> _Form:
+    def _form(self, lead: _Lead) -> Form:
         """The units of each group, one per copy."""
         if lead.place not in self._forms:
             way, zero, stages, copies, order, across = lead.place
@@ -232,8 +232,12 @@ class Search:
                 groups = tuple(tuple(row[g * copies : (g + 1) * copies]) for g in range(count))
             else:
                 groups = tuple(tuple(row[c * count + g] for c in range(copies)) for g in range(count))
-            self._forms[lead.place] = _Form(way, zero, stages, groups, self.costs)
+            self._forms[lead.place] = self.form_of(way, zero, stages, groups)
         return self._forms[lead.place]
+
+    def form_of(self, way: Way, zero: int, stages: int, groups: tuple[tuple[Unit, ...], ...]) -> Form:
+        """Stages on these groups of units, one of each group per copy."""
+        return Form(way, zero, stages, groups, self.costs)
 
     def _may_fit(self, lead: _Lead) -> bool:
         """Whether the stages fit with one row at a time, which takes least memory."""
@@ -247,7 +251,7 @@ class Search:
             self._fits[lead.place] = parts is not None and can_be_cut(parts)
         return self._fits[lead.place]
 
-    def _cut(self, form: _Form, microbatches: int) -> Choice | None:
+    def _cut(self, form: Form, microbatches: int) -> Choice | None:
         columns, limits = form.columns, self.limits
         if limits.shares is not None and len(limits.shares) != len(columns):
             return None
@@ -260,20 +264,20 @@ class Search:
             rows = round_shares(self.table.rows, weights, at_least_one=True)
             if min(rows) < microbatches and form.stages > 1:
                 break
-            made = self._with_rows(form, microbatches, rows)
+            made = self.with_rows(form, microbatches, rows)
             if made is None or (best is not None and made[0].order >= best.order):
                 break
             best, taken = made
             weights = [own / max(seconds, 1e-12) for own, seconds in zip(rows, taken, strict=True)]
         return best
 
-    def _pace(self, form: _Form, microbatches: int, column: Sequence[int]) -> float:
+    def _pace(self, form: Form, microbatches: int, column: Sequence[int]) -> float:
         """Rows per second of one copy, if its stages were even."""
         rows = max(self.table.rows // form.copies // microbatches, 1)
         way = _adding(form.way, microbatches)
         return sum(1 / float(self.costs.sums(way, rows, kind).both[-1]) for kind in column)
 
-    def _with_rows(self, form: _Form, microbatches: int, rows: Sequence[int]) -> tuple[Choice, list[float]] | None:
+    def with_rows(self, form: Form, microbatches: int, rows: Sequence[int]) -> tuple[Choice, list[float]] | None:
         """The best cut with these rows per copy, and the seconds of each copy."""
         kinds = [(column, math.ceil(own / microbatches)) for column, own in zip(form.columns, rows, strict=True)]
         classes = sorted(set(kinds))
@@ -289,7 +293,7 @@ class Search:
         return choice, each
 
     def _parts(
-        self, form: _Form, microbatches: int, classes: Sequence[tuple[tuple[int, ...], int]]
+        self, form: Form, microbatches: int, classes: Sequence[tuple[tuple[int, ...], int]]
     ) -> list[Part] | None:
         """The stages as each kind of device and number of rows sees them; None where one has no room at all."""
         parts: list[Part] = []
@@ -300,7 +304,7 @@ class Search:
             parts.append(part)
         return parts
 
-    def _part(self, form: _Form, k: int, microbatches: int, classes: set[tuple[int, int]]) -> Part:
+    def _part(self, form: Form, k: int, microbatches: int, classes: set[tuple[int, int]]) -> Part:
         # Under 1F1B a stage that is S - k from the end holds as many microbatches, of interleaved ones up to a round
         # more.
         chunks = self.limits.chunks
@@ -322,9 +326,7 @@ class Search:
             self._views[key] = self.costs.listed(sums.both), (held, room / self.limits.chunks)
         return self._views[key]
 
-    def _copy_s(
-        self, form: _Form, microbatches: int, column: tuple[int, ...], rows: int, sizes: Sequence[int]
-    ) -> float:
+    def _copy_s(self, form: Form, microbatches: int, column: tuple[int, ...], rows: int, sizes: Sequence[int]) -> float:
         """Seconds of one copy without its gradients: its slowest stage over and over, and one way there and back."""
         own: list[float] = []
         between: list[float] = []
@@ -343,7 +345,7 @@ class Search:
         turn = max(*busy, 0.0, *between, once / min(len(own), microbatches))
         return once + (microbatches - 1) * (turn if len(own) > 1 else own[0])
 
-    def _closing_s(self, form: _Form, microbatches: int, sizes: Sequence[int]) -> float:
+    def _closing_s(self, form: Form, microbatches: int, sizes: Sequence[int]) -> float:
         """Seconds after the last microbatch: gradients over the copies, and the update."""
         gradients = self.costs.gradients(form.way)
         most, start = 0.0, 0
@@ -360,7 +362,7 @@ class Search:
             start += size
         return most + self._lending_s(form, sizes)
 
-    def _lending_s(self, form: _Form, sizes: Sequence[int]) -> float:
+    def _lending_s(self, form: Form, sizes: Sequence[int]) -> float:
         """Seconds in which parameters of one stage go to another at the start of the step, and gradients back."""
         ends = list(accumulate(sizes))
         found = 0.0
@@ -376,7 +378,7 @@ class Search:
         return all(kind.profile.vendor != "CPU" for kind in self.costs.kinds)
 
     def _filled(
-        self, form: _Form, parts: Sequence[Part], classes: Sequence[tuple[tuple[int, ...], int]], sizes: Sequence[int]
+        self, form: Form, parts: Sequence[Part], classes: Sequence[tuple[tuple[int, ...], int]], sizes: Sequence[int]
     ) -> tuple[float, int]:
         """The largest part of a memory in use, and a device with that."""
         most, start = (0.0, 0), 0
