@@ -12,15 +12,16 @@ from torch import nn
 
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
-from whalepy.primitives import annotate, replicate, scopes_on, split
-from whalepy.runtime.arguments import as_arguments
+from whalepy.primitives import annotate, scopes_on
+from whalepy.runtime.arguments import Arguments, as_arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
 from whalepy.runtime.groups import start_process_group
 from whalepy.runtime.parallel import ParallelModel
-from whalepy.runtime.planning import Choices, Cluster, plan_alone, plan_together, share_rows, this_device
+from whalepy.runtime.planning import Choices, Chooser, Cluster, plan_alone, plan_together, share_rows, this_device
 from whalepy.runtime.whole import WholeModel
 
 
@@ -71,7 +72,8 @@ def compile(
         )
         whole.start(None if example_inputs is None else as_arguments(example_inputs))
         return whole
-    parallel = CapturedModel(recipe, device, host, partial(plan_together, recipe, cluster_spec, choices, device, host))
+    planner = partial(plan_together, recipe, cluster_spec, choices, device, host, _chooser(optimizer))
+    parallel = CapturedModel(recipe, device, host, planner)
     if example_inputs is not None:
         parallel.start(as_arguments(example_inputs))
     return parallel
@@ -105,11 +107,21 @@ def plan(
         check_devices(choices.plan, ClusterSpec.load(cluster_spec))
     _annotate_as(choices.plan, model)
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
-    made = plan_alone(recipe, cluster_spec, choices, as_arguments(example_inputs))
+    made = plan_alone(
+        recipe, cluster_spec, choices, _chooser(later.get("optimizer", "adamw")), as_arguments(example_inputs)
+    )
     return made if choices.plan is None else replace(choices.plan, programs=made.programs)
 
 
-PRIMITIVES = {"replicate": replicate, "split": split}
+def _chooser(optimizer: str) -> Chooser:
+    """What annotates a model that has no annotations: a dry run on the devices that are there."""
+
+    def choose(recipe: Recipe, spec: ClusterSpec, example: Arguments, choices: Choices) -> Chosen | None:
+        from whalepy.dryrun.unannotated import chosen_for
+
+        return chosen_for(recipe, spec, example, choices, optimizer)
+
+    return choose
 
 
 def _choices(
@@ -123,7 +135,7 @@ def _choices(
 def _annotate_as(plan: Plan | None, model: nn.Module) -> None:
     """Put the scopes that a saved plan was made with on a model without any."""
     if plan is not None and plan.annotation and not scopes_on(model):
-        annotate(model, {"": [PRIMITIVES[kind](degree) for kind, degree in plan.annotation]})
+        annotate(model, scopes_of(plan.annotation))
 
 
 def _refuse_later(**options: Any) -> None:

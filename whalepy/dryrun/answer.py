@@ -21,6 +21,7 @@ from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.annotation import written
 from whalepy.planner.cost import LINK_EFFICIENCY
 from whalepy.planner.forecast import (
     Alternative,
@@ -127,7 +128,7 @@ def saved(best: Tried, study: Study) -> Plan:
     """The plan for the whole model, as `study` has it, with its rows as the weights of default shares."""
     found = best.candidate
     candidate = study.candidate(found.levels, found.cluster, found.cluster.speeds(), found.microbatches)
-    levels = tuple((level.kind, level.degree) for level in candidate.levels or ())
+    levels = written({"": candidate.levels}) if candidate.levels else ()
     weights = [float(best.rows[candidate.replica_of(rank)]) for rank in candidate.plan.rank_of]
     if len(best.rows) == 1 or not any(weights):
         return replace(candidate.again(candidate.cluster.speeds()), annotation=levels)

@@ -205,19 +205,27 @@ def with_estimates(forecast: Forecast, estimates: Sequence[Alternative]) -> Fore
 
 def staging_of(found: Surveyed, choice: Choice, devices: int) -> Staging:
     """The annotations that put a model in these stages on these devices."""
+    return Staging(scopes_for(found, choice, devices), name_of(choice), flags_of(choice))
+
+
+def scopes_for(found: Surveyed, choice: Choice, devices: int) -> dict[str, Sequence[Primitive]]:
+    """By module path, the scopes that put a model on these devices as chosen."""
     lists = tuple(tuple(d for unit in own for d in unit.devices) for own in choice.groups)
     plain = sum(lists, ()) == tuple(range(devices))
     outer: list[Primitive] = [] if plain else [cluster_scope(placement=[list(own) for own in lists])]
     if choice.copies > 1:
         outer.append(replicate(choice.copies, shares=tuple(map(float, choice.rows))))
+    inner = [split(choice.way.split)] if choice.way.split > 1 else []
+    if len(choice.sizes) == 1:
+        return {"": [*outer, *inner]} if outer or inner else {}
     scopes: dict[str, Sequence[Primitive]] = {"": outer} if outer else {}
     bounds = [0, *accumulate(choice.sizes)]
     for a, b in pairwise(bounds):
-        inside = [stage(), *([split(choice.way.split)] if choice.way.split > 1 else [])]
-        scopes.update(dict.fromkeys(found.paths[a:b], inside))
-        if choice.way.split > 1:
-            scopes.update({path: inside for path, place in found.modules.items() if a <= place < b})
-    return Staging(scopes, name_of(choice), flags_of(choice))
+        own = [stage(), *inner]
+        scopes.update(dict.fromkeys(found.paths[a:b], own))
+        if inner:
+            scopes.update({path: own for path, place in found.modules.items() if a <= place < b})
+    return scopes
 
 
 def name_of(choice: Choice) -> str:

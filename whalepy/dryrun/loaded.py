@@ -31,7 +31,7 @@ def costed(plan: Plan, file: str, study: Study, cluster: ClusterSpec, options: O
     if (made.mesh, made.row_cuts, made.cuts) != (plan.mesh, plan.row_cuts, plan.cuts):  # scopes of another kind
         raise PlanError(ANOTHER, fix=AGAIN)
     rows = tuple(Grid(plan.mesh, plan.cuts, plan.row_cuts).rows(study.rows).values())
-    named = " > ".join(f"{kind} {degree}" for kind, degree in plan.annotation) or "as annotated"
+    named = " > ".join(f"{level.kind} {level.degree}" for level in levels or ()) or "as annotated"
     shares = f"shares {':'.join(map(str, rows))}" if 1 < len(rows) <= _FEW else ""
     parts = [f"saved plan {Path(file).name}: {named}", shares, *options.savings.words]
     return Tried(candidate, rows, ", ".join(filter(None, parts)), f"--plan {file}", candidate.played(rows))

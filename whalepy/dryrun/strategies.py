@@ -12,6 +12,7 @@ from torch import nn
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
+from whalepy.planner.annotation import scopes_of
 from whalepy.planner.plan import Plan
 from whalepy.primitives import Primitive, replicate, scopes_on, split
 
@@ -49,10 +50,7 @@ def levels_of(r: int, s: int) -> tuple[Primitive, ...]:
 
 def levels_of_plan(plan: Plan) -> tuple[Primitive, ...]:
     """The scopes over the whole model that a plan was made with."""
-    return tuple(_PRIMITIVES[kind](degree) for kind, degree in plan.annotation)
-
-
-_PRIMITIVES = {"replicate": replicate, "split": split}
+    return tuple(scopes_of(plan.annotation).get("", ()))
 
 
 def _name(r: int, s: int) -> str:

@@ -77,7 +77,13 @@ class Study:
         cls, recipe: Recipe, example: Any, optimizer: str, blocks: Blocks = NO_BLOCKS, *, master: bool = False
     ) -> Study:
         """Capture the model for a batch like `example`."""
-        arguments = as_arguments(example)
+        return cls.on(recipe, as_arguments(example), optimizer, blocks, master=master)
+
+    @classmethod
+    def on(
+        cls, recipe: Recipe, arguments: Arguments, optimizer: str, blocks: Blocks = NO_BLOCKS, *, master: bool = False
+    ) -> Study:
+        """The same for arguments."""
         _, program = program_for(recipe, arguments)
         rows = 0 if program.batch is None else hint(program.axes.size(program.batch), program.hints)
         return cls(recipe, arguments, program, optimizer, rows, blocks, master)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from whalepy.errors import PlanError
+from whalepy.planner.annotation import Annotation, from_data
 from whalepy.planner.decide import Cut, Decisions, Orders
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Plan:
     """Rows of the example batch."""
     notes: tuple[str, ...] = ()
     """What runs replicated for want of a rule, and why this plan."""
-    annotation: tuple[tuple[str, int], ...] = ()
-    """Scopes over the whole model, outermost first, that the planner chose for a model without annotations."""
+    annotation: Annotation = ()
+    """The scopes that the planner chose for a model without any."""
     programs: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
     """Makes the program of a rank; only on a plan made in this process."""
 
@@ -225,7 +226,7 @@ class Plan:
                 fingerprint=data["fingerprint"],
                 rows=data["rows"],
                 notes=tuple(data["notes"]),
-                annotation=tuple((kind, degree) for kind, degree in data["annotation"]),
+                annotation=from_data(data["annotation"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(

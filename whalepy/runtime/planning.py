@@ -16,13 +16,14 @@ from torch import nn
 from whalepy.errors import AnnotationError, PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import RankReport, match_ranks, report_this_rank, spec_from_reports
+from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.decide import Cut, Orders
 from whalepy.planner.mesh import arrange
 from whalepy.planner.placing import Arrangement
 from whalepy.planner.placing import Place as PlaceOf
 from whalepy.planner.plan import Plan, StagePlan, stage_plan
 from whalepy.planner.schedule.kinds import DEFAULT, defers, parse_kind
-from whalepy.primitives import scopes_on
+from whalepy.primitives import annotate, scopes_on
 from whalepy.program.analysis import Program
 from whalepy.program.axes import evaluate
 from whalepy.program.taskgraphs import stages_in
@@ -51,8 +52,18 @@ class Choices:
     """Whether devices that scopes cannot share may be left idle."""
 
 
+Chooser = Callable[[Recipe, ClusterSpec, Arguments, Choices], Chosen | None]
+"""What annotates a model that has no annotations; None: every device takes its default share of the rows."""
+
+
 def plan_together(
-    recipe: Recipe, cluster: Cluster, choices: Choices, device: torch.device, host: Group, example: Arguments
+    recipe: Recipe,
+    cluster: Cluster,
+    choices: Choices,
+    device: torch.device,
+    host: Group,
+    chooser: Chooser,
+    example: Arguments,
 ) -> tuple[Plan, Pipeline]:
     """Capture on every rank, compare, plan on rank 0, and take over its plan. An error on one rank is raised on all."""
     state: dict[str, Any] = {}
@@ -75,9 +86,25 @@ def plan_together(
     together(prepare)
     _compare(host, example, state["lines"])
 
+    def choose() -> None:
+        if host.position == 0:
+            state["chosen"] = _chosen(state["program"], recipe, state["spec"], example, choices, chooser)
+
+    together(choose)
+    chosen: Chosen | None = broadcast_object(host, state.get("chosen"))
+
+    def annotated() -> None:
+        if chosen is not None and chosen.annotation:
+            state["program"] = _as_chosen(recipe, example, chosen)
+
+    together(annotated)
+    if chosen is not None and chosen.annotation:
+        choices = replace(choices, microbatches=choices.microbatches or chosen.microbatches)
+
     def make() -> None:
         if host.position == 0:
-            state["plan"], state["main"] = planned(state["program"], state["spec"], state["placed"], choices)
+            made, state["main"] = planned(state["program"], state["spec"], state["placed"], choices)
+            state["plan"] = _told(made, chosen)
             verify_ranks(state["main"], state["plan"], state["plan"].microbatches)
 
     together(make)
@@ -139,12 +166,37 @@ def _whole_shares(model: nn.Module, ranks: int) -> tuple[float, ...] | None:
     return None
 
 
-def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, example: Arguments) -> Plan:
+def _chosen(
+    program: Program, recipe: Recipe, spec: ClusterSpec, example: Arguments, choices: Choices, chooser: Chooser
+) -> Chosen | None:
+    """What is chosen for a model without annotations on several devices; None for any other."""
+    bare = not any(op.scope for op in program.operators)
+    alone = len(spec.devices) == 1 or _example_rows(program) == 0
+    return chooser(recipe, spec, example, choices) if bare and not alone and choices.plan is None else None
+
+
+def _as_chosen(recipe: Recipe, example: Arguments, chosen: Chosen) -> Program:
+    """The program of the model with the annotations that were chosen."""
+    annotate(recipe.model, scopes_of(chosen.annotation))
+    return program_for(recipe, example)[1]
+
+
+def _told(plan: Plan, chosen: Chosen | None) -> Plan:
+    if chosen is None:
+        return plan
+    return replace(plan, annotation=chosen.annotation, notes=(chosen.note, *plan.notes))
+
+
+def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, chooser: Chooser, example: Arguments) -> Plan:
     """The plan for a described cluster, made in this process alone."""
     alone = [report_this_rank(this_device())]
     spec = spec_from_reports(alone) if cluster is None else ClusterSpec.load(cluster)
     _, program = program_for(recipe, example)
-    made, _ = planned(program, spec, tuple(range(len(spec.devices))), choices)
+    chosen = _chosen(program, recipe, spec, example, choices, chooser)
+    if chosen is not None and chosen.annotation:
+        program = _as_chosen(recipe, example, chosen)
+        choices = replace(choices, microbatches=choices.microbatches or chosen.microbatches)
+    made = _told(planned(program, spec, tuple(range(len(spec.devices))), choices)[0], chosen)
     _warn(made)
     return made
 

@@ -1,0 +1,83 @@
+"""What compile runs for a model without annotations: the best way that is found to put it on the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.chosen import Surveyed, choices_of, name_of, scopes_for, surveyed
+from whalepy.dryrun.rehearse import OPTIMIZERS
+from whalepy.dryrun.study import Study
+from whalepy.dryrun.tried import Options
+from whalepy.errors import PlanError
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.annotation import Chosen, written
+from whalepy.planner.search import Choice
+from whalepy.runtime.arguments import Arguments
+from whalepy.runtime.build import Recipe
+from whalepy.runtime.planning import Choices
+
+_WORTH_IT = 0.8
+"""Another way is taken only where it is expected to take less than this part of the time of all devices side by side:
+that way is known best, and forecasts are off by more than a few per cent."""
+
+
+def chosen_for(
+    recipe: Recipe, cluster: ClusterSpec, example: Arguments, choices: Choices, optimizer: str
+) -> Chosen | None:
+    """Annotations for a model without any; none where every device with its default share of the rows is as good."""
+    try:
+        with _studied(recipe, example, optimizer) as study:
+            return _found(study, cluster, choices)
+    except PlanError as error:
+        return Chosen((), 1, f"no other way was looked for than all devices side by side: {error.what}")
+
+
+@contextmanager
+def _studied(recipe: Recipe, example: Arguments, optimizer: str) -> Generator[Study]:
+    """The study of a model, without most of its blocks where they stand for all."""
+    known = optimizer if optimizer in OPTIMIZERS else "adamw"
+    with folded(recipe.model) as blocks:
+        study = None
+        if blocks.folds:
+            try:
+                study = Study.on(recipe, example, known, blocks)
+            except Exception:  # a model that counts its blocks
+                study = None
+        if study is not None and blocks.stand_for_all(study.program.nodes):
+            yield study
+            return
+    with folded(recipe.model, fold=False) as blocks:
+        yield Study.on(recipe, example, known, blocks)
+
+
+def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | None:
+    found = surveyed(study, cluster)
+    count = len(cluster.devices)
+    free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
+    plain = choices_of(found, cluster, replace(free, stages=1, split=1, replicate=count))
+    side_by_side = plain[0] if plain and plain[0].filled <= 1 else None
+    best = choices_of(found, cluster, free)
+    if side_by_side is not None and (not best or best[0].step_s > _WORTH_IT * side_by_side.step_s):
+        return _made(found, side_by_side, count, "with the rows that each device has time for")
+    if not best:
+        return None
+    return _made(found, best[0], count, _why(side_by_side, best[0]))
+
+
+def _made(found: Surveyed, choice: Choice, count: int, why: str) -> Chosen | None:
+    """None where it is what an empty annotation does."""
+    if choice.copies == count and len(set(choice.rows)) == 1 and choice.microbatches == 1:
+        return None
+    idle = sorted(set(range(count)) - {d for group in choice.groups for unit in group for d in unit.devices})
+    left = f"; without devices {', '.join(map(str, idle))}, which would slow the others" if idle else ""
+    note = f"{name_of(choice)}: chosen for a model without annotations, {why}{left}"
+    return Chosen(written(scopes_for(found, choice, count)), choice.microbatches, note)
+
+
+def _why(plain: Choice | None, best: Choice) -> str:
+    if plain is None:
+        return "as it does not fit whole on every device"
+    return f"expected to take {best.step_s / plain.step_s:.0%} of the time of all devices side by side"
