@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from whalepy.program.axes import Axes, Dim, Size, as_size
-from whalepy.program.call import Call, results, sizes_of
+from whalepy.program.call import Call, results, sizes_of, tensor_operands
 from whalepy.program.capture import Captured, Placeholder
 from whalepy.program.costs import flops_of, hinted, with_unknown
 from whalepy.program.draws import draws
@@ -60,6 +60,8 @@ def analyse(captured: Captured, hints: Mapping[sympy.Symbol, int]) -> Program:
     for node in graph.nodes:
         if node not in dims:
             dims[node] = _dims_of(node, dims, axes)
+    if batch is not None:
+        _match_rows(captured, batch, dims, axes)
     _unify_all(axes, calls, dims)
     nodes = tuple(n for n in graph.nodes if (results(n) and not _is_getitem(n)) or n.op == "output")
     place = {node: i for i, node in enumerate(nodes)}
@@ -132,7 +134,7 @@ def _leaf_dims(captured: Captured, axes: Axes) -> tuple[int | None, dict[fx.Node
             continue
         dims = [axes.dim(size) for size in sizes_of(values[0])]
         place = by_name[node.name]
-        rows = captured.batch_inputs[place.leaf] if place.kind == "input" and place.leaf is not None else None
+        rows = captured.batch_inputs[place.leaf] if place.kind == "input" and place.leaf is not None else place.rows
         if rows is not None and dims[rows]:
             if batch is None:
                 batch = dims[rows][0]
@@ -140,6 +142,15 @@ def _leaf_dims(captured: Captured, axes: Axes) -> tuple[int | None, dict[fx.Node
             axes.match(dims[rows], (batch,))
         found[node] = (tuple(dims),)
     return batch, found
+
+
+def _match_rows(captured: Captured, batch: int, dims: Mapping[fx.Node, tuple[Dims, ...]], axes: Axes) -> None:
+    """Results that are read by rows have the batch axis there, even where no operator of this graph says so."""
+    results = tensor_operands(captured.graph.graph.output_node())
+    for node, rows in zip(results, captured.result_rows, strict=False):
+        if rows is not None:
+            source, r = producer(node)
+            axes.match(dims[source][r][rows], (batch,))
 
 
 def _dims_of(node: fx.Node, dims: Mapping[fx.Node, tuple[Dims, ...]], axes: Axes) -> tuple[Dims, ...]:
