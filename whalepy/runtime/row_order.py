@@ -26,16 +26,24 @@ def _by_order(program: Program, rewritten: Rewritten, node: fx.Node, move: MoveB
         return False
     if _by_rows(program, move.source):
         return True
-    return _by_rows(program, move.target) and not _counted_alike(node) and not _alike(program, _moved(rewritten, node))
+    if not _by_rows(program, move.target) or _only_indexes(program, rewritten, node):
+        return False
+    return not _alike(program, _moved(rewritten, node))
 
 
 def _by_rows(program: Program, kind: Type) -> bool:
     return isinstance(kind, Sharded) and kind.place.axis == program.batch
 
 
-def _counted_alike(node: fx.Node) -> bool:
-    """Whether the value only counts rows to index those of the same rank."""
-    return all(user.target is kernels.local_index and user.args[0] is not node for user in node.users)
+def _only_indexes(program: Program, rewritten: Rewritten, node: fx.Node) -> bool:
+    """Whether a value counts rows for nothing but to index those that the same rank holds."""
+    for user in node.users:
+        if user.target is kernels.local_index and user.args[0] is not node:
+            continue
+        counts = user.name in rewritten.values and "iota" in program.nodes[rewritten.values[user.name][0]].meta
+        if not counts or not _only_indexes(program, rewritten, user):
+            return False
+    return True
 
 
 def _moved(rewritten: Rewritten, node: fx.Node) -> Value:
