@@ -13,6 +13,7 @@ from torch import fx
 from whalepy.program.axes import Axes, Dim, Size, as_size
 from whalepy.program.call import Call, results, sizes_of, tensor_operands
 from whalepy.program.capture import Captured, Placeholder
+from whalepy.program.capture_gradients import SHAPED_ALIKE
 from whalepy.program.costs import flops_of, hinted, with_unknown
 from whalepy.program.draws import draws
 from whalepy.program.layout import Operator, OperatorKind
@@ -170,6 +171,9 @@ def _unify_all(axes: Axes, calls: Iterable[Call], dims: Mapping[fx.Node, tuple[D
             unify(axes, rule, [dims[operand][0] for operand in call.operands], dims[call.node], counted)
 
 
+_CUTS_GRADIENTS = SHAPED_ALIKE | {"aten.detach", "aten.argmax"}
+
+
 def _gradients(graph: fx.Graph, captured: Captured) -> dict[fx.Node, bool]:
     """Whether a gradient flows through each node."""
     trainable = {
@@ -181,7 +185,7 @@ def _gradients(graph: fx.Graph, captured: Captured) -> dict[fx.Node, bool]:
             flows[node] = node.name in trainable
             continue
         floating = any(v.dtype.is_floating_point or v.dtype.is_complex for v in results(node))
-        cut = node.op == "call_function" and Call(node).name in ("aten.detach", "aten.argmax")
+        cut = node.op == "call_function" and Call(node).name in _CUTS_GRADIENTS
         flows[node] = floating and not cut and any(flows[n] for n in node.all_input_nodes)
     return flows
 
