@@ -18,6 +18,8 @@ from whalepy.dryrun.targets import bundled
 from whalepy.planner.plan import Plan
 
 FACTORY = """
+from __future__ import annotations
+from dataclasses import dataclass
 import torch
 from torch import nn
 
@@ -30,8 +32,13 @@ class Model(nn.Module):
     def forward(self, x, labels):
         return nn.functional.cross_entropy(self.second(self.first(x).relu()), labels)
 
+@dataclass
+class Rows:
+    count: int = 16
+
+
 def factory():
-    return Model(), {"x": torch.randn(16, 64), "labels": torch.zeros(16, dtype=torch.long)}
+    return Model(), {"x": torch.randn(Rows().count, 64), "labels": torch.zeros(16, dtype=torch.long)}
 
 class Deep(nn.Module):
     def __init__(self):
@@ -271,6 +278,8 @@ MISTAKES = {
     "shares": (option("--shares", "3:x"), "is not a list of shares"),
     "a negative share": (option("--shares", "3:-1"), "is not a weight"),
     "too few shares": (option("--shares", "3:1:1"), "3 shares for 4 replicas"),
+    "a balance": (option("--balance", "even"), "choose exact, whale, equal"),
+    "a balance and shares": (option("--balance", "whale", "--shares", "3:1"), "--shares cannot both decide"),
     "a precision": (option("--precision", "fp12"), "--precision fp12 is not known"),
     "bfloat16": (option("--precision", "bf16"), "has no bfloat16 units"),
     "bfloat16 on a gaming card": (

@@ -70,3 +70,22 @@ def test_no_plan_is_faster_than_the_bound(cluster: str, forced: dict[str, Any]) 
     spec = cluster if forced != {"split": 2, "replicate": 1} else cluster.replace("2x", "1x").replace("4x", "2x")
     forecast, _ = answered(chain(2), spec, 8, **forced)
     assert forecast.gain_over_equal <= forecast.bound
+
+
+def test_whales_shares_are_shown_beside_the_exact_ones() -> None:
+    """Small layers are bound by launches, which take the same on both types: the rates say more than there is."""
+    cluster = "1xV100-SXM2-16GB + 1xP100-PCIE-16GB"
+    forecast, best = answered(chain(2), cluster, 1024, replicate=2)
+    whales = [other for other in forecast.alternatives if "Whale" in other.strategy]
+    assert [other.strategy for other in whales] == ["replicate 2, shares by Whale 643:381"]  # 15.7 to 9.3 TFLOP/s
+    assert [other.flags for other in whales] == ["--replicate 2 --split 1 --balance whale"]
+    assert "Whale" not in forecast.strategy
+    _, forced = answered(chain(2), cluster, 1024, replicate=2, balance="whale")
+    assert forced.rows == (643, 381) and best.step_s < forced.step_s == whales[0].step_time_s
+    _, equal = answered(chain(2), cluster, 1024, replicate=2, balance="equal")
+    assert equal.rows == (512, 512)
+
+
+def test_equal_devices_have_no_shares_of_whales() -> None:
+    forecast, _ = answered(chain(2), "2xT4", 8)
+    assert not any("Whale" in other.strategy for other in forecast.alternatives)

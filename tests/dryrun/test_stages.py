@@ -16,7 +16,7 @@ from tests.dryrun.studies import Chain, chain, ids
 from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.stages import Block, cut_evenly, degrees_of, flops_of_blocks, staging, unfolded
 from whalepy.dryrun.study import Study
-from whalepy.dryrun.tried import Options
+from whalepy.dryrun.tried import Balance, Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.primitives import scopes_on
@@ -43,7 +43,7 @@ def test_no_other_cut_ends_earlier(weights: list[float], paces: list[float]) -> 
 def blocks_of(model: nn.Module, *, fold: bool) -> list[Block]:
     with folded(model, fold=fold) as found:
         weighed = flops_of_blocks(model, Study.of(Recipe(model), ids(), "adamw", found), found)
-    return unfolded(weighed, model)
+    return unfolded(weighed)
 
 
 def test_blocks_weigh_as_much_folded_as_whole() -> None:
@@ -112,3 +112,19 @@ def test_degrees_that_cannot_be_met(options: Options, devices: int, message: str
     with pytest.raises(PlanError) as caught:
         degrees_of(options, devices)
     assert caught.value.what == message
+
+
+@pytest.mark.parametrize(
+    ("balance", "sizes", "name"),
+    [
+        ("exact", [7, 1], "2 stages"),  # ends after 7: six and two would take 6 and 8
+        ("whale", [6, 2], "2 stages by Whale's cut"),  # four fifths of eight blocks are 6.4
+        ("equal", [4, 4], "2 stages by number of blocks"),
+    ],
+)
+def test_stages_by_each_balance(balance: Balance, sizes: list[int], name: str) -> None:
+    blocks = [Block(f"h.{k}", 1.0) for k in range(8)]
+    made = staging(Options(stages=2, balance=balance), blocks, ClusterSpec.load("1xcpu + 1xcpu*0.25"), "Model")
+    stages = [chain[0] for chain in made.scopes.values()]
+    assert [stages.count(one) for one in dict.fromkeys(stages)] == sizes and made.name == name
+    assert made.flags == "--stages 2" + ("" if balance == "exact" else f" --balance {balance}")

@@ -19,6 +19,7 @@ NOTHING_FITS = 3
 MOST_ROWS = 1_000_000
 """More than anyone trains with at once; rows are dealt out one by one."""
 RECOMPUTE = ("none", "attention", "selective", "full")
+BALANCES = ("exact", "whale", "equal")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -67,6 +68,14 @@ def plan(
     shares: Annotated[
         str | None,
         typer.Option("--shares", help="`equal`, or a weight per replica: 3:1. Default: the fastest that fit"),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            "--balance",
+            help="How rows and stages are shared out: exact (by seconds, within memory), whale (by FLOP rates, then by "
+            "memory: Whale's algorithm) or equal. Default: exact",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -119,6 +128,10 @@ def plan(
         raise PlanError(f"--zero must be 0, 1, 2 or 3, not {zero}")
     _known("recompute", recompute, RECOMPUTE)
     _known("precision", precision, PRECISIONS)
+    _known("balance", balance, BALANCES)
+    if balance is not None and (shares is not None or plan_file is not None):
+        other = "--shares" if shares is not None else "--plan"
+        raise PlanError(f"--balance and {other} cannot both decide", fix=f"leave out --balance, or {other}")
     if program is not None and str(json_file) == "-":
         raise PlanError("--program and --json - both print", fix="write the JSON to a file: --json FILE")
     if plan_file is not None and target.startswith("layers:"):
@@ -155,6 +168,7 @@ def plan(
             plan=None if plan_file is None else str(plan_file),
             stages=stages,
             schedule=schedule,
+            balance=balance or "exact",  # type: ignore[arg-type]
         )
         forecast, chosen = (run_described if target.startswith(PREFIX) else run)(request, progress)
     finally:

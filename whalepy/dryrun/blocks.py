@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
@@ -14,6 +15,8 @@ from whalepy.primitives.annotate import scopes_on
 
 LEAST_REPEATS = 5
 """Blocks that repeat less often are all run: leaving few out saves little."""
+LEAST_IN_STAGES = KEPT + 1
+"""The same where each stage leaves some out."""
 _MOST_PERIOD = 8
 """Layers in turn, such as one with full attention after five with windows."""
 
@@ -24,10 +27,46 @@ class Blocks:
 
     paths: tuple[str, ...] = ()
     folds: tuple[Fold, ...] = ()
+    whole: tuple[str, ...] = ()
+    """The paths of all blocks of the whole model; empty where these are all."""
 
     def of(self, path: str) -> int:
         """The number of the block that a module or parameter lies in; -1 outside all."""
-        return next((k for k, block in enumerate(self.paths) if path == block or path.startswith(f"{block}.")), -1)
+        numbers, end = self._numbers, len(path)
+        while end > 0:
+            if (number := numbers.get(path[:end])) is not None:
+                return number
+            end = path.rfind(".", 0, end)
+        return -1
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        return {path: number for number, path in enumerate(self.paths)}
+
+    @cached_property
+    def stand_ins(self) -> tuple[int, ...]:
+        """For each block of the whole model the number of the one that was run for it."""
+        found: list[int] = []
+        starts = {fold.first: fold for fold in self.folds}
+        at = 0
+        while at < len(self.paths):
+            fold = starts.get(at)
+            if fold is None:
+                found.append(at)
+                at += 1
+                continue
+            for repeat in range(fold.repeats):
+                found += fold.blocks(0 if repeat == 0 else KEPT - 1 if repeat == fold.repeats - 1 else 1)
+            at += KEPT * fold.period
+        return tuple(found)
+
+    @cached_property
+    def stand_for(self) -> tuple[tuple[str, ...], ...]:
+        """By number, the paths of the blocks of the whole model that one stands for."""
+        found: list[list[str]] = [[] for _ in self.paths]
+        for path, number in zip(self.whole or self.paths, self.stand_ins, strict=True):
+            found[number].append(path)
+        return tuple(map(tuple, found))
 
     def repeats(self, path: str) -> float:
         """How many parts of the whole model one of this path stands for: 0 where others stand for it."""
@@ -71,19 +110,21 @@ def module_of(node: fx.Node) -> str | None:
 
 
 @contextmanager
-def folded(model: nn.Module, *, fold: bool = True) -> Generator[Blocks]:
-    """The blocks of the model; inside, blocks that repeat are there three times only.
+def folded(model: nn.Module, *, fold: bool = True, least: int = LEAST_REPEATS) -> Generator[Blocks]:
+    """The blocks of the model; inside, blocks that repeat, `least` times or more, are there three times only.
 
     Blocks are the members of the outermost lists of modules. They repeat where classes, shapes and plain attributes
     are the same, except for a number that is the place of a block in its list. The model is whole again afterwards.
     """
     changed: list[tuple[nn.Module, dict[str, Any]]] = []
     paths: list[str] = []
+    whole: list[str] = []
     folds: list[Fold] = []
     try:
         for path, container in list(_containers(model)):
             names = list(container._modules)
-            runs = _runs([container._modules[name] for name in names]) if fold else []
+            whole += [f"{path}.{name}" if path else name for name in names]
+            runs = _runs([container._modules[name] for name in names], least) if fold else []
             left = _left(len(names), runs)
             for start, period, repeats in runs:
                 before = sum(number < start for number in left)
@@ -92,7 +133,7 @@ def folded(model: nn.Module, *, fold: bool = True) -> Generator[Blocks]:
                 changed.append((container, dict(container._modules)))
                 _keep(container, [names[number] for number in left])
             paths += [f"{path}.{name}" if path else name for name in container._modules]
-        yield Blocks(tuple(paths), tuple(folds))
+        yield Blocks(tuple(paths), tuple(folds), tuple(whole))
     finally:
         for container, modules in changed:
             container._modules.clear()
@@ -123,16 +164,16 @@ def _containers(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
         yield from _containers(child, f"{path}.{name}" if path else name)
 
 
-def _runs(members: Sequence[nn.Module | None]) -> list[tuple[int, int, int]]:
-    """Stretches of members that repeat: (first, period, repeats)."""
+def _runs(members: Sequence[nn.Module | None], least: int) -> list[tuple[int, int, int]]:
+    """Stretches of members that repeat so often or more: (first, period, repeats)."""
     places = _places(members)
     forms = [_form(member, places) for member in members]
     found: list[tuple[int, int, int]] = []
     at = 0
     while at < len(forms):
         ways = ((period, _repeats(forms[at:], period)) for period in range(1, _MOST_PERIOD + 1))
-        period, repeats = max(ways, key=lambda way: (way[0] * way[1] if way[1] >= LEAST_REPEATS else 0, -way[0]))
-        if repeats >= LEAST_REPEATS:
+        period, repeats = max(ways, key=lambda way: (way[0] * way[1] if way[1] >= least else 0, -way[0]))
+        if repeats >= least:
             found.append((at, period, repeats))
             at += period * repeats
         else:

@@ -33,6 +33,8 @@ class Counter(TorchDispatchMode):
     """Whether the operator that runs makes a value with one axis twice, such as attention scores."""
     _backward_block: int = -1
     _keeps_exchanges: bool = False
+    _belated: tuple[str, int] = ("", -1)
+    """The name and the block of a weight gradient that runs later than the backward pass of its operator."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class Counter(TorchDispatchMode):
         node = _running_backward()
         if node is not None:
             return node.metadata.get(_NAME, "")
-        return self.name if self.phase == "forward" else ""
+        return self.name if self.phase == "forward" else self._belated[0]
 
     @contextmanager
     def again(self, *, exchanges: bool) -> Generator[None]:
@@ -120,9 +122,17 @@ class Counter(TorchDispatchMode):
             return self.block
         node = _running_backward()
         if node is None:
-            return -1
+            return self._belated[1]
         self._backward_block = node.metadata.get(_BLOCK, self._backward_block)
         return self._backward_block
+
+    def leave_blocks(self) -> None:
+        """What follows lies outside all blocks, until an operator says otherwise."""
+        self.name, self.block, self._backward_block = "", -1, -1
+
+    def belated(self, name: str, block: int) -> None:
+        """What follows in this phase of the step is a weight gradient of this operator and block."""
+        self._belated, self._backward_block = (name, block), block
 
     @contextmanager
     def during(self, phase: Phase) -> Generator[None]:
@@ -131,7 +141,7 @@ class Counter(TorchDispatchMode):
         try:
             yield
         finally:
-            self.phase = before
+            self.phase, self._belated = before, ("", -1)
 
 
 _NAME, _BLOCK = "whalepy_name", "whalepy_block"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from whalepy.planner.forecast import Span, SpanKind
 from whalepy.planner.schedule.actions import SENDS, Op
 from whalepy.planner.schedule.simulate import Simulated, Timed
 from whalepy.planner.timeline import Played, RankTrack
-from whalepy.planner.work import Event
+from whalepy.planner.work import Rehearsal
 
 if TYPE_CHECKING:
     from whalepy.dryrun.pipeline import PipelineCandidate
@@ -69,11 +69,11 @@ class Step:
 
     def _update(self, track: RankTrack, rank: int) -> None:
         cost = self.candidate.cost(rank)
-        events: Sequence[Event] = self.candidate.acts_of(rank).optimizer
-        seconds = sum(cost.seconds(event) for event in events)
+        update = Rehearsal(self.candidate.acts_of(rank).update)
+        seconds = sum(cost.seconds(event) * times for event, times in update.weighted)
         if seconds:
             track.spans.append(Span(track.clock, track.clock + seconds, "optimizer", "update"))
-            track.memory.append((track.clock, max(event.peak for event in events)))
+            track.memory.append((track.clock, update.peak))
         track.busy_s += seconds
         track.clock += seconds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from whalepy.dryrun.shares import best_rows, enough_microbatches, equal_rows, forced_rows
+from whalepy.dryrun.shares import chosen_rows, enough_microbatches, equal_rows
 from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError, PlanError
@@ -74,18 +74,15 @@ def with_shares(
     """The strategy in so many microbatches, with the best shares and with equal ones, or with those that are forced."""
     levels, name, flags = strategy
     candidate = study.candidate(levels, cluster, cluster.speeds(), microbatches, savings)
-    if options.shares is not None:
-        chosen = [forced_rows(candidate, study.rows, options.shares)]
-    else:
-        chosen = list(dict.fromkeys((best_rows(candidate, study.rows), equal_rows(study.rows, candidate.replicas))))
     found: list[Tried] = []
-    for rows in chosen:
+    for rows, forces in chosen_rows(candidate, study.rows, options).items():
         shares = _written(rows)
-        parts = [name, f"shares {shares}" if len(rows) > 1 else "", *savings.words]
+        by = "by Whale " if forces else ""
+        parts = [name, f"shares {by}{shares}" if len(rows) > 1 else "", *savings.words]
         parts.append(f"{microbatches} microbatches" if microbatches > 1 else "")
         equal = rows == equal_rows(study.rows, candidate.replicas)
         forced = "equal" if equal else ":".join(map(str, rows))
-        force = [flags, f"--shares {forced}" if len(rows) > 1 else "", *savings.flags]
+        force = [flags, (forces or f"--shares {forced}") if len(rows) > 1 else "", *savings.flags]
         force.append(f"--microbatches {microbatches}" if microbatches > 1 else "")
         text = " ".join(filter(None, force)) if flags else ""
         found.append(Tried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows)))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from whalepy.dryrun.blocks import Blocks
 from whalepy.dryrun.counting import Counter
 from whalepy.dryrun.silent import SilentBoundary, SilentGroup
 from whalepy.planner.plan import Plan
@@ -44,16 +45,27 @@ class RehearsedModel(CapturedModel):
     """The compiled model of one rank without the other ranks."""
 
     def __init__(
-        self, recipe: Recipe, main: Pipeline, plan: Plan, rank: int, counter: Counter, *, master: bool
+        self,
+        recipe: Recipe,
+        main: Pipeline,
+        plan: Plan,
+        rank: int,
+        counter: Counter,
+        blocks: Blocks,
+        *,
+        master: bool,
     ) -> None:
         host = SilentGroup(-1, plan.devices, rank, None)
         super().__init__(recipe, META, host, lambda _: (plan, main))
         self._counter = counter
+        self._blocks = blocks
         self._master = master
         self._dtypes: dict[str, torch.dtype] = {}
         self.only: Collection[int] | None = None
         """The microbatches that are run; None: all."""
         self.marks: list[Mark] = []
+        self.reads: dict[int, int] = {}
+        """By stage, where the events end that make the tensors that it reads."""
         self.copies: dict[str, int] = {}
         """Bytes of what the program reads of a parameter."""
 
@@ -100,8 +112,27 @@ class RehearsedModel(CapturedModel):
             name, value = next(iter(model.named_parameters()))
             self._attach(name, nn.Parameter(value.new_empty((0,) * value.ndim, device=META), value.requires_grad))
 
+    @property
+    def rank(self) -> int:
+        """The rank that it is rehearsed for."""
+        return self._host.position
+
+    def stage_of(self, name: str) -> int:
+        """The stage that keeps a parameter; of those that nothing reads, and that stand for none, any of the rank's."""
+        own = self._plan.stages_of(self.rank) if self._plan is not None else (0,)
+        return self._owners[name] if self._owners[name] in own else own[0]
+
+    def _tensors(
+        self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        found = super()._tensors(stage, parameters, grad=grad)
+        self._counter.block = -1
+        self.reads[stage.index] = len(self._counter.events)
+        return found
+
     def _read(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
         """What the program reads, in the type it computes with."""
+        self._counter.block = self._blocks.of(name)
         value = super()._read(stage, name, box).to(self._dtypes[name])
         self.copies[name] = 0 if value.dtype == box.dtype else value.nbytes
         return value
@@ -117,6 +148,7 @@ class RehearsedModel(CapturedModel):
         counter = self._counter
         if self.only is not None:  # actions are put in another order: what was held before one is not its peak
             counter.settle()
+            counter.leave_blocks()
         start, before = len(counter.events), counter.memory
         with counter.during(_PHASES.get(action.op, "forward")):
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from whalepy.dryrun.course import Step
@@ -20,7 +20,8 @@ from whalepy.planner.schedule.actions import COMPUTES, SENDS, Action, Schedule
 from whalepy.planner.schedule.simulate import simulate
 from whalepy.planner.shares import round_shares
 from whalepy.planner.timeline import Played, play
-from whalepy.planner.work import Acted, Part, RecordedActions, Rehearsal, Stretch
+from whalepy.planner.unfold import Sharding, moved, whole_actions
+from whalepy.planner.work import Acted, ActionsRehearsal, Part, RecordedActions, Rehearsal, Stretch
 from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
 from whalepy.runtime.build import Analysed
@@ -38,7 +39,7 @@ class PipelineCandidate(Candidate):
     """A model in stages: its ranks are rehearsed on the batch of the plan, with the rows that the plan gives them."""
 
     pipeline: Pipeline = field(kw_only=True)
-    recorded: dict[Hashable, RecordedActions] = field(default_factory=dict[Hashable, RecordedActions])
+    rehearsed: dict[Hashable, ActionsRehearsal] = field(default_factory=dict[Hashable, ActionsRehearsal])
     taken: dict[Action, Played] = field(default_factory=dict[Action, Played])
 
     # -- who and where
@@ -125,15 +126,19 @@ class PipelineCandidate(Candidate):
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        """Elements of each parameter of the whole model."""
-        return {name: value.numel() for name, value in self.study.recipe.model.named_parameters()}
+        """Elements of each parameter, with those of the blocks that its own stands for."""
+        repeats = self.study.blocks.repeats
+        named = self.study.recipe.model.named_parameters()
+        return {name: round(value.numel() * repeats(name)) for name, value in named}
 
     def modules_of(self, k: int) -> tuple[str, ...]:
         """The blocks whose parameters a stage keeps, and the modules of those outside all blocks."""
-        paths = self.study.blocks.paths
-        names = [name for name, owner in self.owners.items() if owner == k]
-        blocks = ((self.study.blocks.of(name), name.rpartition(".")[0]) for name in names)
-        return tuple(dict.fromkeys(paths[block] if block >= 0 else module for block, module in blocks))
+        known = self.study.blocks
+        owned = ((known.of(name), name.rpartition(".")[0]) for name, owner in self.owners.items() if owner == k)
+        found = dict.fromkeys(path for b, module in owned for path in (known.stand_for[b] if b >= 0 else (module,)))
+        order = {path: place for place, path in enumerate(known.whole or known.paths)}
+        blocks = iter(sorted((path for path in found if path in order), key=order.__getitem__))
+        return tuple(next(blocks) if path in order else path for path in found)
 
     # -- what was run
 
@@ -152,19 +157,25 @@ class PipelineCandidate(Candidate):
         """The action that was run in its place."""
         return action if action.microbatch is None else action._replace(microbatch=self.stand_ins[action.microbatch])
 
-    def acts_of(self, rank: int) -> RecordedActions:
+    def acts_of(self, rank: int) -> ActionsRehearsal:
         """What a rank does in each action; ranks with parts of the same sizes are rehearsed once."""
         key = self._kind(rank)
-        if key not in self.recorded:
-            study, saved = self.study, self.savings
-            fused = self.cluster.devices[0].profile.vendor != "CPU"
-            rehearsed = Rehearsed(
-                study.recipe, study.optimizer, study.blocks, saved.recompute, study.master, saved.regathers, fused
-            )
-            self.recorded[key] = rehearse_stages(
-                rehearsed, self.pipeline, self.plan, rank, study.example, set(self.stand_ins)
-            )
-        return self.recorded[key]
+        if key not in self.rehearsed:
+            shardings = {k: self._sharding(k) for k in self.plan.stages_of(rank)}
+            self.rehearsed[key] = whole_actions(self._recorded_actions(rank), self.study.blocks.folds, shardings)
+        return self.rehearsed[key]
+
+    def _recorded_actions(self, rank: int) -> RecordedActions:
+        study, saved = self.study, self.savings
+        fused = self.cluster.devices[0].profile.vendor != "CPU"
+        rehearsed = Rehearsed(
+            study.recipe, study.optimizer, study.blocks, saved.recompute, study.master, saved.regathers, fused
+        )
+        return rehearse_stages(rehearsed, self.pipeline, self.plan, rank, study.example, set(self.stand_ins))
+
+    def _sharding(self, k: int) -> Sharding:
+        """How a stage keeps its state over its replicas: those of the largest level that cuts rows."""
+        return Sharding()
 
     def _kind(self, rank: int) -> Hashable:
         """Equal for ranks that hold parts of the same sizes of everything."""
@@ -199,14 +210,10 @@ class PipelineCandidate(Candidate):
             often[action] += 1
         parts: list[Part] = list(run.prelude)
         for action, held in most.items():
-            moved = (
-                replace(event, memory=event.memory + held, peak=event.peak + held) for event in run.acts[action].events
-            )
-            if inner := tuple(moved):
+            if inner := tuple(moved(run.acts[action].parts, held)):
                 parts.append(Stretch(inner, often[action]))
-        parts += run.optimizer
-        kept = run.holdings
-        return Rehearsal(tuple(parts), kept.parameters, run.buffers, kept.gradients, kept.optimizer, run.inputs)
+        parts += run.update
+        return Rehearsal(tuple(parts), run.parameters, run.buffers, run.gradients, run.optimizer, run.inputs)
 
     def held(self, rank: int) -> Iterator[tuple[Action, int, Acted]]:
         """In the order of a rank's actions: what was run for each, and the bytes held before it."""
@@ -243,7 +250,7 @@ class PipelineCandidate(Candidate):
         key = self._kind(rank), action
         if key not in self.known:
             first = run.prelude if action == self.first_of(rank) else ()
-            self.known[key] = Rehearsal((*first, *run.acts[action].events))
+            self.known[key] = Rehearsal((*first, *run.acts[action].parts))
         return self.known[key]
 
     def first_of(self, rank: int) -> Action | None:
@@ -295,13 +302,13 @@ class PipelineCandidate(Candidate):
         for rank in self.plan.ranks:
             node = self.network.node_of(rank)
             for action in self.actions[rank]:
-                for event in self.acts_of(rank).acts[self.stand_in(action)].events:
+                for event, times in self.acts_of(rank).acts[self.stand_in(action)].weighted:
                     if event.collective:
                         members = self._group(action.stage, rank, event.level)
                         own = sum(self.network.node_of(member) == node for member in members)
                         leaves = 0.0 if own == len(members) else 1 / own
-                        inside[node] += event.bytes * (1 - leaves)
-                        out[node] += event.bytes * leaves
+                        inside[node] += times * event.bytes * (1 - leaves)
+                        out[node] += times * event.bytes * leaves
         return inside, out
 
     def _group(self, k: int, rank: int, level: int) -> list[int]:

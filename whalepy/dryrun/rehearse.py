@@ -23,6 +23,7 @@ from whalepy.planner.placing import Arrangement
 from whalepy.planner.plan import Plan
 from whalepy.planner.work import Acted, Event, Holdings, Recorded, RecordedActions
 from whalepy.program.analysis import Program
+from whalepy.rewrite.deferring import Deferred
 from whalepy.rewrite.kernels import Seeded, attention, bridge
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.arguments import Arguments, as_arguments, leaf_names, leaf_shapes
@@ -73,7 +74,7 @@ def rehearse(rehearsed: Rehearsed, main: Analysed, plan: Plan, rank: int, exampl
         tuple(ran.events[a:b] for a, b in zip(starts, ends, strict=True)),
         ran.events[reduction : ran.updates],
         ran.events[ran.updates :],
-        ran.holdings,
+        ran.holdings[0],
         ran.buffers,
         ran.inputs,
         rehearsed.fused,
@@ -89,6 +90,7 @@ def rehearse_stages(
     """
     ran = _ran(rehearsed, main, plan, rank, example, only)
     first, last = ran.marks[0], ran.marks[-1]
+    firsts = {mark.action.stage: mark.action for mark in reversed(ran.marks) if mark.action.op == "F"}
     acts = {
         mark.action: Acted(
             tuple(
@@ -96,6 +98,7 @@ def rehearse_stages(
                 for event in ran.events[mark.start : mark.stop]
             ),
             mark.after - mark.before,
+            max(ran.reads.get(mark.action.stage, 0) - mark.start, 0) if mark.action == firsts[mark.action.stage] else 0,
         )
         for mark in ran.marks
     }
@@ -104,10 +107,11 @@ def rehearse_stages(
         first.before,
         acts,
         ran.events[last.stop :],
-        sum(ran.holdings.values(), Holdings()),
+        ran.holdings,
         ran.buffers,
         ran.inputs,
         ran.sent,
+        rehearsed.fused,
     )
 
 
@@ -119,7 +123,10 @@ class _Ran:
     marks: Sequence[Mark]
     updates: int
     """Where the events of the update begin."""
-    holdings: Mapping[int, Holdings]
+    reads: Mapping[int, int]
+    """By stage, where the events end that make the tensors that it reads."""
+    holdings: Mapping[int, Mapping[int, Holdings]]
+    """By stage, then by block."""
     buffers: int
     inputs: int
     sent: Mapping[tuple[int, int], int]
@@ -134,7 +141,7 @@ def _ran(
     gathered = Gathered(counter) if rehearsed.regathers else None
     arguments = _on_meta(as_arguments(example))
     counted = replace(main, stages=tuple(_counted(rehearsed, stage, counter, gathered) for stage in main.stages))
-    model = RehearsedModel(rehearsed.recipe, counted, plan, rank, counter, master=rehearsed.master)
+    model = RehearsedModel(rehearsed.recipe, counted, plan, rank, counter, rehearsed.blocks, master=rehearsed.master)
     model.only = only
     model.whole_shapes = leaf_shapes(arguments)
     model.start(arguments)
@@ -157,7 +164,7 @@ def _ran(
         counter.begin()
         updates = _step(model, update, args, kwargs, counter)
     holdings = _holdings(model, update, rehearsed.blocks)
-    return _Ran(tuple(counter.events), model.marks, updates, holdings, buffers, held, model.sent_bytes)
+    return _Ran(tuple(counter.events), model.marks, updates, model.reads, holdings, buffers, held, model.sent_bytes)
 
 
 def _make_state(update: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) -> None:
@@ -168,17 +175,18 @@ def _make_state(update: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) 
     update.zero_grad()
 
 
-def _holdings(model: RehearsedModel, update: torch.optim.Optimizer, blocks: Blocks) -> dict[int, Holdings]:
-    """What the parameters of each block take."""
-    found: dict[int, Holdings] = {}
+def _holdings(model: RehearsedModel, update: torch.optim.Optimizer, blocks: Blocks) -> dict[int, dict[int, Holdings]]:
+    """What the parameters of each block of each stage take."""
+    stages: dict[int, dict[int, Holdings]] = {k: {} for k in model.plan.stages_of(model.rank)}
     for name, parameter in model.named_parameters():
         block, trained = blocks.of(name), parameter.requires_grad
         copies = model.copies.get(name, 0)
         state = _bytes(update.state.get(parameter, {}).values())
         first = (copies or parameter.nbytes) if trained else 0
         own = Holdings(parameter.nbytes, copies, first, parameter.nbytes if trained else 0, state)
+        found = stages[model.stage_of(name)]
         found[block] = found.get(block, Holdings()) + own
-    return found
+    return stages
 
 
 def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwargs: Any, counter: Counter) -> int:
@@ -251,6 +259,9 @@ def _named(
             quadratics.add(node)
         target = _FUSED.get(node.target, node.target)
         target = _FUSED_ON_GPUS.get(target, target) if rehearsed.fused else target
+        if isinstance(target, Deferred):
+            form: Any = _Told(target.form, name, -1 if block is None else block, counter)
+            target = replace(target, form=form)
         gathers = gathered if target is bridge else None
         node.target = _Named(target, name, block, quadratic, counter, gathers)
     if rehearsed.recompute == "attention":
@@ -291,6 +302,24 @@ class _Named:
             self.gathered.note(result, args[0], args[1])
         mark(result, self.name, counter.block)
         return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """How a deferred operator is differentiated; later than the backward pass it tells the counter where it belongs."""
+
+    form: Any
+    name: str
+    block: int
+    counter: Counter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.form, name)
+
+    def of_weights(self, *args: Any) -> Any:
+        """The gradients of weight and bias."""
+        self.counter.belated(self.name, self.block)
+        return self.form.of_weights(*args)
 
 
 def fused_attention(

@@ -11,23 +11,23 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, saved, sizes_of, subject_of
-from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, folded
+from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import OPTIMIZERS
-from whalepy.dryrun.staged import Staged
+from whalepy.dryrun.staged import Staged, saved_in_stages
 from whalepy.dryrun.stages import flops_of_blocks, staging, unfolded
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.targets import Target, target_of
-from whalepy.dryrun.tried import Options, Tried
+from whalepy.dryrun.tried import Balance, Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
 from whalepy.planner.forecast import Forecast
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
-from whalepy.primitives import annotate
+from whalepy.primitives import Primitive, annotate, scopes_on
 from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.build import Recipe
 
@@ -57,6 +57,7 @@ class Request:
     """The file of a saved plan, to be costed anew."""
     stages: int | None = None
     schedule: str | None = None
+    balance: Balance = "exact"
 
 
 def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
@@ -79,13 +80,11 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     chosen = None
     if given is not None:
         chosen = kept(given, best)
-    elif isinstance(best, PipelineTried):
-        chosen = best.candidate.plan
     elif request.keeps_plan:
         if whole is None:
             progress("capturing the whole model")
             whole = _study(recipe, example, request, NO_BLOCKS)
-        chosen = saved(best, whole)
+        chosen = saved_in_stages(best, whole) if isinstance(best, PipelineTried) else saved(best, whole)
     progress("")
     return forecast, chosen
 
@@ -104,6 +103,7 @@ def options_of(request: Request) -> Options:
         request.recompute,
         None if request.stages == 1 else request.stages,
         request.schedule,
+        request.balance,
     )
 
 
@@ -129,22 +129,37 @@ def _answered(
     staged = Staged() if given is None else Staged.saved(given, str(request.plan))
     if options.stages is not None:
         staged = _put_in_stages(recipe, example, cluster, options, request)
-    elif given is None:
+    elif given is None and not _stages_on(recipe.model):
         with folded(recipe.model) as blocks:
             study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
             if study is not None and not stages_in(study.program):
                 _check_no_schedule(options)
                 return (*of(study), None)
+
+    def in_stages(study: Study) -> tuple[Forecast, Tried]:
+        if options.stages is None:
+            _check_degrees(options)
+        _check_saved(study, given)
+        subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
+        return answer_in_stages(study, cluster, options, subject, progress, staged)
+
+    put = _stages_on(recipe.model)
+    if put and given is None:
+        with folded(recipe.model, least=LEAST_IN_STAGES) as blocks:
+            study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
+            if study is not None and put.issuperset(stages_in(study.program)):
+                return (*in_stages(study), None)
     with folded(recipe.model, fold=False) as blocks:
         study = _study(recipe, example, request, blocks)
         if not stages_in(study.program):
             _check_no_schedule(options)
             return (*of(study), study)
-        if options.stages is None:
-            _check_degrees(options)
-        _check_saved(study, given)
-        subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
-        return (*answer_in_stages(study, cluster, options, subject, progress, staged), study)
+        return (*in_stages(study), study)
+
+
+def _stages_on(model: nn.Module) -> set[Primitive]:
+    """The stages that stand on modules; a block that is left out takes none with it that the code itself enters."""
+    return {scope for chain in scopes_on(model).values() for scope in chain if scope.kind == "stage"}
 
 
 def _put_in_stages(recipe: Recipe, example: Any, cluster: ClusterSpec, options: Options, request: Request) -> Staged:
@@ -164,7 +179,7 @@ def _put_in_stages(recipe: Recipe, example: Any, cluster: ClusterSpec, options: 
             "the model is annotated, so stages cannot be forced",
             fix="leave out --stages, or return a model without annotations",
         )
-    made = staging(options, unfolded(weighed, model), cluster, type(model).__name__)
+    made = staging(options, unfolded(weighed), cluster, type(model).__name__)
     annotate(model, made.scopes)
     return Staged(made.name, made.flags, made.text)
 
@@ -179,6 +194,7 @@ def _check_no_schedule(options: Options) -> None:
 
 def _check_degrees(options: Options) -> None:
     forced = [name for name in ("replicate", "split", "shares") if getattr(options, name) is not None]
+    forced += ["balance"] if options.balance != "exact" else []
     if forced:
         raise PlanError(
             f"the model is annotated, so --{forced[0]} cannot be forced",

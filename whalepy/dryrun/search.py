@@ -39,7 +39,8 @@ def tried_in_order(
 
 def _on_fewer(study: Study, cluster: ClusterSpec, options: Options, progress: Progress) -> list[Tried]:
     """As many of the fastest devices as there are rows, without the others; not where degrees or shares are forced."""
-    if study.rows >= len(cluster.devices) or options.replicate or options.split or options.shares:
+    forced = options.replicate or options.split or options.shares or options.balance != "exact"
+    if study.rows >= len(cluster.devices) or forced:
         return []
     devices = fastest_of(cluster, study.rows)
     part = only(cluster, {device.index for device in devices})
@@ -69,7 +70,7 @@ def what_would_fit(
             found = with_savings(study, cluster, wanted, free, progress)
     fits = sorted((one for one in found if one.verdict != "no" and one.flags), key=lambda one: one.order)
     ranked = sorted(tried, key=lambda one: one.order)
-    less = ways_out(ranked, shares_forced=options.shares is not None)
+    less = ways_out(ranked, shares_forced=options.shares is not None or options.balance != "exact")
     return (*(_complete(one) for one in fits[:1]), *less)
 
 

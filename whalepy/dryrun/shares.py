@@ -7,10 +7,11 @@ from collections.abc import Hashable
 from typing import Literal
 
 from whalepy.dryrun.study import Candidate
-from whalepy.dryrun.tried import TIGHT, Tried
+from whalepy.dryrun.tried import TIGHT, Options, Tried
 from whalepy.errors import PlanError
 from whalepy.planner.balance import Curve, balance
 from whalepy.planner.shares import round_shares
+from whalepy.planner.whale import whale_rows
 
 
 def enough_microbatches(tried: Tried) -> int:
@@ -33,7 +34,7 @@ def equal_rows(total: int, replicas: int) -> tuple[int, ...]:
 def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
     """Rows per replica with the earliest end, with room in the memory of every device; without where that cannot be."""
     replicas = candidate.replicas
-    if len({candidate.kind_of(replica) for replica in range(replicas)}) == 1:  # equal rows are best for equal devices
+    if are_alike(candidate):
         return equal_rows(total, replicas)
     curves = curves_of(candidate, total)
     for limit in (TIGHT, 1.0, float("inf")):
@@ -42,6 +43,40 @@ def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
         if rows is not None:
             return rows
     return equal_rows(total, replicas)
+
+
+def rows_by_rate(candidate: Candidate, total: int) -> tuple[int, ...]:
+    """Rows per replica as Whale shares them out: by float32 rates, then by room in the memory of every device."""
+    replicas = range(candidate.replicas)
+    rates = [sum(candidate.device(rank).rate() for rank in candidate.ranks_of(replica)) for replica in replicas]
+    filled = [part for _, part in curves_of(candidate, total)]
+    return next(
+        (rows for limit in (TIGHT, 1.0) if (rows := whale_rows(total, rates, filled, limit)) is not None),
+        round_shares(total, rates),
+    )
+
+
+def chosen_rows(candidate: Candidate, total: int, options: Options) -> dict[tuple[int, ...], str]:
+    """The rows per replica that are played, each with the option that forces it where it has no plain shares."""
+    equal = equal_rows(total, candidate.replicas)
+    if options.shares is not None:
+        return {forced_rows(candidate, total, options.shares): ""}
+    if options.balance == "equal":
+        return {equal: ""}
+    if options.balance == "whale":
+        return {rows_by_rate(candidate, total): _WHALE}
+    found = {best_rows(candidate, total): "", equal: ""}
+    if are_alike(candidate):
+        return found
+    return {**found, **{rows: _WHALE for rows in [rows_by_rate(candidate, total)] if rows not in found}}
+
+
+_WHALE = "--balance whale"
+
+
+def are_alike(candidate: Candidate) -> bool:
+    """Whether every replica does the same on devices of the same kind: equal rows are then best."""
+    return len({candidate.kind_of(replica) for replica in range(candidate.replicas)}) == 1
 
 
 def curves_of(candidate: Candidate, total: int) -> list[tuple[Curve, Curve]]:

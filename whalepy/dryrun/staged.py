@@ -14,6 +14,7 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import StageForecast
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import COMPUTES, SENDS, Op
+from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.planning import Choices, planned
 
 
@@ -39,8 +40,7 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
     if options.zero:
         raise PlanError(f"--zero {options.zero} with stages is not there yet", fix="leave out --zero, or the stages")
     choices = Choices(options.microbatches, 0, staged.given, options.schedule)
-    speeds = None if staged.given is not None else tuple(cluster.speeds())
-    plan, main = planned(study.program, cluster, tuple(range(len(cluster.devices))), choices, speeds=speeds)
+    plan, main = _planned(study, cluster, choices)
     cut = Cut(plan, main.stages[0], study.program, cluster)
     candidate = PipelineCandidate(study, cluster, cut, None, plan.microbatches, options.savings, pipeline=main)
     rows = candidate.copies
@@ -51,6 +51,20 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
     own = [] if staged.given else [f"--schedule {plan.schedule}", f"--microbatches {plan.microbatches}"]
     text = " ".join([staged.flags, *own, *options.savings.flags]) if staged.flags else ""
     return PipelineTried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows))
+
+
+def saved_in_stages(best: PipelineTried, study: Study) -> Plan:
+    """The plan for the whole model, as `study` has it."""
+    candidate = best.candidate
+    choices = Choices(candidate.microbatches, candidate.plan.seed, None, candidate.plan.schedule)
+    return _planned(study, candidate.cluster, choices)[0]
+
+
+def _planned(study: Study, cluster: ClusterSpec, choices: Choices) -> tuple[Plan, Pipeline]:
+    """Devices go to stages by what these take in the whole model."""
+    speeds = None if choices.plan is not None else tuple(cluster.speeds())
+    places = tuple(range(len(cluster.devices)))
+    return planned(study.program, cluster, places, choices, speeds=speeds, loads=study.loads)
 
 
 _FEW = 8
@@ -94,11 +108,11 @@ def _stage(best: PipelineTried, candidate: PipelineCandidate, k: int) -> StageFo
     for action in computes:
         seconds[action.op] = max(seconds[action.op], candidate.seconds(action))
     flops = sum(
-        event.flops
+        event.flops * times
         for rank in ranks
         for action in computes
         if action.op == "F"
-        for event in candidate.acts_of(rank).acts[candidate.stand_in(action)].events
+        for event, times in candidate.acts_of(rank).acts[candidate.stand_in(action)].weighted
     )
     sends = [action for action in candidate.actions[ranks[0]] if action.stage == k and action.op in SENDS]
     names = [name for name, owner in candidate.owners.items() if owner == k]

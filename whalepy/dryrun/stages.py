@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from torch import nn
 
-from whalepy.dryrun.blocks import Blocks, folded, module_of
+from whalepy.dryrun.blocks import Blocks, module_of
+from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
-from whalepy.planner.work import KEPT
+from whalepy.planner.whale import whale_cut
 from whalepy.primitives import Primitive, replicate, split, stage
 from whalepy.program.taskgraphs import turns
 
@@ -70,8 +71,9 @@ def staging(options: Options, blocks: Sequence[Block], cluster: ClusterSpec, mod
     each = len(cluster.devices) // groups
     speeds = cluster.speeds()
     pace = [sum(speeds[g * each : (g + 1) * each]) for g in range(groups)]
-    sizes = cut_evenly([block.flops for block in blocks], [pace[k % groups] for k in range(count)])
-    shares = (1.0,) * degrees.replicate if options.shares == "equal" else options.shares
+    sizes = _cut(options, [block.flops for block in blocks], [pace[k % groups] for k in range(count)])
+    shares = "equal" if options.balance == "equal" else options.shares
+    shares = (1.0,) * degrees.replicate if shares == "equal" else shares
     outer = replicate(degrees.replicate, shares=shares) if degrees.replicate > 1 else None
     scopes: dict[str, Sequence[Primitive]] = {} if outer is None else {"": [outer]}
     inside = [split(degrees.split)] if degrees.split > 1 else []
@@ -79,7 +81,20 @@ def staging(options: Options, blocks: Sequence[Block], cluster: ClusterSpec, mod
     for a, b in pairwise(bounds):
         own = stage()
         scopes.update({block.path: [own, *inside] for block in blocks[a:b]})
-    return Staging(scopes, _name(degrees, count), _flags(degrees, count))
+    name, flags = _name(degrees, count), _flags(degrees, count)
+    if options.balance != "exact":
+        name, flags = f"{name} by {_BALANCES[options.balance]}", f"{flags} --balance {options.balance}"
+    return Staging(scopes, name, flags)
+
+
+_BALANCES = {"whale": "Whale's cut", "equal": "number of blocks"}
+
+
+def _cut(options: Options, flops: Sequence[float], paces: Sequence[float]) -> list[int]:
+    """How many blocks each stage takes."""
+    if options.balance == "equal":
+        return list(equal_rows(len(flops), len(paces)))
+    return (whale_cut if options.balance == "whale" else cut_evenly)(flops, paces)
 
 
 @dataclass(frozen=True)
@@ -171,32 +186,15 @@ def flops_of_blocks(model: nn.Module, study: Study, blocks: Blocks) -> Weighed:
     return Weighed(known, flops)
 
 
-def unfolded(weighed: Weighed, model: nn.Module) -> list[Block]:
-    """The blocks of the whole model in the order in which they run; `model` is whole."""
+def unfolded(weighed: Weighed) -> list[Block]:
+    """The blocks of the whole model in the order in which they run."""
     known = weighed.blocks
-    with folded(model, fold=False) as whole:
-        paths = whole.paths or known.paths
+    paths = known.whole or known.paths
     places: dict[int, list[int]] = {}
-    for k, number in enumerate(_stand_ins(len(known.paths), known)):
+    for k, number in enumerate(known.stand_ins):
         places.setdefault(number, []).append(k)
     found = [(k, flops) for number, flops in weighed.flops.items() for k in places[number]]
     return [Block(paths[k], flops) for k, flops in (sorted(found) if known.folds else found)]
-
-
-def _stand_ins(count: int, blocks: Blocks) -> Iterable[int]:
-    """For each block of the whole model the number of the one that was run for it."""
-    at = 0
-    starts = {fold.first: fold for fold in blocks.folds}
-    while at < count:
-        fold = starts.get(at)
-        if fold is None:
-            yield at
-            at += 1
-            continue
-        for repeat in range(fold.repeats):
-            run = 0 if repeat == 0 else KEPT - 1 if repeat == fold.repeats - 1 else 1
-            yield from fold.blocks(run)
-        at += KEPT * fold.period
 
 
 def cut_evenly(weights: Sequence[float], paces: Sequence[float]) -> list[int]:

@@ -64,7 +64,8 @@ def _flags(r: int, s: int) -> str:
 
 
 def is_free(model: nn.Module, options: Options) -> bool:
-    return not (scopes_on(model) or options.replicate or options.split or options.shares)
+    forced = options.replicate or options.split or options.shares or options.balance != "exact"
+    return not (scopes_on(model) or forced)
 
 
 _MOST_TYPES = 4

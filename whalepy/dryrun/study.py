@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.blocks import NO_BLOCKS, Blocks
+from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, module_of
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import Rehearsed, rehearse
 from whalepy.errors import PlanError, WhaleError
@@ -81,6 +81,13 @@ class Study:
         _, program = program_for(recipe, arguments)
         rows = 0 if program.batch is None else hint(program.axes.size(program.batch), program.hints)
         return cls(recipe, arguments, program, optimizer, rows, blocks, master)
+
+    @property
+    def loads(self) -> list[int]:
+        """FLOPs by operator, with those of the blocks that its own stands for."""
+        paths = (module_of(node) or "" for node in self.program.nodes)
+        pairs = zip(self.program.operators, paths, strict=True)
+        return [round(op.flops * self.blocks.repeats(path)) for op, path in pairs]
 
     def with_rows(self, rows: int) -> Study:
         """The same model asked for a batch of so many rows."""

@@ -16,6 +16,10 @@ TIGHT = 0.84
 memory that are predicted to fill 85 % of it (benchmarks/published/fits.csv)."""
 
 
+Balance = Literal["exact", "whale", "equal"]
+"""How rows and blocks are shared out: by seconds, exactly; by FLOP rates, as Whale does; or equally."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user forces; None leaves it to the planner."""
@@ -31,6 +35,7 @@ class Options:
     recompute: Recompute | None = None
     stages: int | None = None
     schedule: str | None = None
+    balance: Balance = "exact"
 
     @property
     def savings(self) -> Savings:

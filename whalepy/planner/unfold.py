@@ -9,7 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from whalepy.planner.work import KEPT, Event, Fold, Holdings, Part, Phase, Recorded, Rehearsal, Stretch, Wait
+from whalepy.planner.work import (
+    KEPT,
+    Acted,
+    ActionsRehearsal,
+    Event,
+    Fold,
+    Holdings,
+    Part,
+    Phase,
+    Recorded,
+    RecordedActions,
+    Rehearsal,
+    Stretch,
+    Wait,
+)
 
 Row = Event | Wait
 
@@ -57,7 +71,7 @@ def whole_step(
     """
     run = sum(recorded.holdings.values(), Holdings())
     root = recorded.holdings.get(-1, Holdings())
-    left_out = sum((_unit(recorded, fold).times(fold.repeats - KEPT) for fold in folds), Holdings())
+    left_out = _left_out(recorded.holdings, folds)
     kept, more = sharding.kept(run), sharding.kept(left_out)
     # Held all the time: less of what was run, and what the blocks that were left out keep.
     always = kept.parameters - run.parameters + kept.optimizer - run.optimizer + more.parameters + more.optimizer
@@ -88,9 +102,99 @@ def whole_step(
     )
 
 
-def _unit(recorded: Recorded, fold: Fold) -> Holdings:
-    """Of the blocks that one repeat is made of."""
-    return sum((recorded.holdings.get(block, Holdings()) for block in fold.blocks(1)), Holdings())
+def _left_out(holdings: Mapping[int, Holdings], folds: Sequence[Fold]) -> Holdings:
+    """Of all repeats that were not run: each takes what the middle one does."""
+    middle = ((fold.repeats - KEPT, holdings.get(block)) for fold in folds for block in fold.blocks(1))
+    return sum((held.times(count) for count, held in middle if held is not None), Holdings())
+
+
+# -- pipelines
+
+
+def whole_actions(
+    recorded: RecordedActions, folds: Sequence[Fold], shardings: Mapping[int, Sharding]
+) -> ActionsRehearsal:
+    """What a rank of a pipeline does in each action with every repeat of the folds.
+
+    `shardings`: by stage; the optimizer state alone may be in parts.
+    """
+    stages = {k: _Held.of(own, folds, shardings[k]) for k, own in recorded.holdings.items()}
+    always = sum(held.always for held in stages.values())
+    prelude, copies = _unfolded(_moved(recorded.prelude, always), folds)
+    acts = {
+        action: _reduced(acted, stages[action.stage])
+        if action.op == "REDUCE" and action.stage in stages
+        else _whole_act(acted, folds)
+        for action, acted in recorded.acts.items()
+    }
+    run = sum((held.run for held in stages.values()), Holdings())
+    final = sum((held.kept for held in stages.values()), Holdings())
+    growth = final.gradients / run.gradients if run.gradients else 1.0
+    parts = sum(held.updated for held in stages.values())
+    update = parts / run.gradients if run.gradients else 1.0
+    more = always + final.gradients - run.gradients
+    return ActionsRehearsal(
+        tuple(prelude),
+        recorded.before + always + copies,
+        acts,
+        tuple(_updates(recorded.optimizer, recorded.foreach, update, growth, more)),
+        final.parameters,
+        recorded.buffers,
+        final.gradients,
+        final.optimizer,
+        recorded.inputs,
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What one stage of a rank takes, as run and with every repeat."""
+
+    run: Holdings
+    whole: Holdings
+    sharding: Sharding
+
+    @classmethod
+    def of(cls, holdings: Mapping[int, Holdings], folds: Sequence[Fold], sharding: Sharding) -> _Held:
+        run = sum(holdings.values(), Holdings())
+        return cls(run, run + _left_out(holdings, folds), sharding)
+
+    @property
+    def kept(self) -> Holdings:
+        """Of the whole, between operators."""
+        return self.sharding.kept(self.whole)
+
+    @property
+    def always(self) -> int:
+        """Bytes that are held all the time beyond those of the run."""
+        return self.kept.parameters - self.run.parameters + self.kept.optimizer - self.run.optimizer
+
+    @property
+    def growth(self) -> float:
+        """The gradients of the whole over those of the run."""
+        return self.whole.gradients / self.run.gradients if self.run.gradients else 1.0
+
+    @property
+    def updated(self) -> float:
+        """Bytes of the gradients whose parameters a rank updates."""
+        return self.whole.gradients * (1 - self.sharding.gone if self.sharding.zero else 1.0)
+
+
+def _whole_act(acted: Acted, folds: Sequence[Fold]) -> Acted:
+    """With every repeat; what makes the tensors of a stage goes through all its blocks before the first one runs."""
+    rows = [part for part in acted.parts if not isinstance(part, Stretch)]
+    lead, read = _unfolded(rows[: acted.lead], folds)
+    rest, grown = _unfolded(_moved(rows[acted.lead :], read), folds)
+    return Acted((*lead, *rest), acted.grows + read + grown)
+
+
+def _reduced(acted: Acted, held: _Held) -> Acted:
+    """The reductions of the gradients of every repeat; what these hold before it is held already."""
+    rows = [part for part in acted.parts if isinstance(part, Event)]
+    run, growth = held.run, held.growth
+    base = round(run.first_gradients * (1 - growth))
+    parts = _reductions(rows, run, growth, growth, base)
+    return Acted(tuple(parts), acted.grows + round((run.gradients - run.first_gradients) * (growth - 1)))
 
 
 def _moved(rows: Sequence[Row], by: int) -> list[Row]:
@@ -100,6 +204,11 @@ def _moved(rows: Sequence[Row], by: int) -> list[Row]:
 
 def _more(row: Row, by: int) -> Row:
     return row if isinstance(row, Wait) or not by else replace(row, memory=row.memory + by, peak=row.peak + by)
+
+
+def moved(parts: Sequence[Part], by: int) -> list[Part]:
+    """The same parts with so many more bytes held."""
+    return [replace(p, parts=tuple(moved(p.parts, by))) if isinstance(p, Stretch) else _more(p, by) for p in parts]
 
 
 # -- blocks that repeat
@@ -226,31 +335,44 @@ def _closing(
     update = growth * (part if sharding.zero >= 1 else 1)
     done = sharding.replicas > 1 and (sharding.overlap or sharding.zero >= 1)
     left = [e for e in recorded.gradient if not (done and e.collective and e.level == sharding.level)]
-    parts: list[Part] = []
-    for k, event in enumerate(left):
-        held = run.first_gradients + (run.gradients - run.first_gradients) * (k + 1) / len(left)
-        more = always + copies + round(held * (gradients_kept - 1))
-        parts.append(replace(_scaled(event, growth if event.collective else gradients_kept), memory=event.memory + more,
-                             peak=event.peak + more))  # fmt: skip
+    parts = _reductions(left, run, gradients_kept, growth, always + copies)
     parts.append(Wait("gradient"))
-    # Buffers of the last reduction are gone by now: they do not grow with the model, as those of the update do. Every
-    # optimizer begins with an operator in place, so what it leaves is what was held before.
-    before = next((event.memory for event in recorded.optimizer), 0)
-    base = before + always + round(run.gradients * (gradients_kept - 1))
-    temporary = update if recorded.foreach else 1.0
-    # One parameter after another: each update stands for those of as many parameters as there are for it.
-    times = 1 if recorded.foreach else max(round(growth), 1)
-    updates: list[Part] = []
-    for k, event in enumerate(recorded.optimizer):
-        peak = event.peak if k else event.memory
-        memory, peak = (base + round((size - before) * temporary) for size in (event.memory, peak))
-        updates.append(replace(_scaled(event, update / times), memory=memory, peak=max(memory, peak)))
-    parts += updates if recorded.foreach else [Stretch(tuple(updates), times)]
+    more = always + round(run.gradients * (gradients_kept - 1))
+    parts += _updates(recorded.optimizer, recorded.foreach, update, growth, more)
     if sharding.zero in (1, 2) and sharding.replicas > 1 and recorded.optimizer:
         sent = _sent("all-gather", whole.gathered, sharding)
+        base = more + next((event.memory for event in recorded.optimizer), 0)
         at = replace(recorded.optimizer[-1], memory=base, peak=base)
         parts.append(replace(_collective(at, "all-gather", sent, sharding), beside=False))
     return parts
+
+
+def _reductions(events: Sequence[Event], run: Holdings, kept: float, growth: float, base: int) -> list[Part]:
+    """Reductions of `growth` times the gradients that were run, of which `kept` times as many are held."""
+    parts: list[Part] = []
+    for k, event in enumerate(events):
+        held = run.first_gradients + (run.gradients - run.first_gradients) * (k + 1) / len(events)
+        parts.append(_more(_scaled(event, growth if event.collective else kept), base + round(held * (kept - 1))))
+    return parts
+
+
+def _updates(events: Sequence[Event], foreach: bool, update: float, growth: float, more: int) -> list[Part]:
+    """The update of `update` times the parameters that were run, of `growth` times as many, with more bytes held.
+
+    Buffers of the last reduction are gone by now: they do not grow with the model, as those of the update do. Every
+    optimizer begins with an operator in place, so what it leaves is what was held before.
+    """
+    before = next((event.memory for event in events), 0)
+    base = before + more
+    temporary = update if foreach else 1.0
+    # One parameter after another: each update stands for those of as many parameters as there are for it.
+    times = 1 if foreach else max(round(growth), 1)
+    updates: list[Part] = []
+    for k, event in enumerate(events):
+        peak = event.peak if k else event.memory
+        memory, peak = (base + round((size - before) * temporary) for size in (event.memory, peak))
+        updates.append(replace(_scaled(event, update / times), memory=memory, peak=max(memory, peak)))
+    return updates if foreach else [Stretch(tuple(updates), times)]
 
 
 def _scaled(event: Event, by: float) -> Event:

@@ -136,32 +136,59 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Acted:
-    """One action of a pipeline as it ran; the bytes held are counted from those held before it."""
+    """One action of a pipeline; the bytes held are counted from those held before it."""
 
-    events: tuple[Event, ...]
+    parts: tuple[Part, ...]
     grows: int
     """Bytes held after it beyond those held before it."""
+    lead: int = 0
+    """How many parts, the first ones, make the tensors that its stage reads; as it ran."""
 
-    @property
+    @cached_property
     def peak(self) -> int:
         """Bytes held at most within it, beyond those held before it."""
-        return max([0, self.grows, *(event.peak for event in self.events)])
+        return max([0, self.grows, *_peaks(self.parts, 0)])
+
+    @cached_property
+    def weighted(self) -> tuple[tuple[Event, int], ...]:
+        """Every event with how often it happens."""
+        return tuple(_weighted(self.parts, 1))
 
 
 @dataclass(frozen=True)
 class RecordedActions:
-    """A step of one rank of a pipeline as it ran, with few microbatches."""
+    """A step of one rank of a pipeline as it ran: with few microbatches, and few of the blocks that repeat."""
 
     prelude: tuple[Event, ...]
     before: int
     """Bytes held when the first action begins."""
     acts: Mapping[Action, Acted]
+    """Of events alone."""
     optimizer: tuple[Event, ...]
-    holdings: Holdings
+    holdings: Mapping[int, Mapping[int, Holdings]]
+    """By stage, then by block; -1 for parameters outside all blocks."""
     buffers: int
     inputs: int
     sent: Mapping[tuple[int, int], int]
     """Bytes sent to other ranks, by the stages that they cross between."""
+    foreach: bool = False
+    """Whether the optimizer updates all parameters at once."""
+
+
+@dataclass(frozen=True)
+class ActionsRehearsal:
+    """What one rank of a pipeline does in each action, and ahead of them and after them; bytes as in `Rehearsal`."""
+
+    prelude: tuple[Part, ...]
+    before: int
+    """Bytes held when the first action begins."""
+    acts: Mapping[Action, Acted]
+    update: tuple[Part, ...]
+    parameters: int
+    buffers: int
+    gradients: int
+    optimizer: int
+    inputs: int
 
 
 @dataclass(frozen=True)

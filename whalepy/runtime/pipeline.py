@@ -78,9 +78,17 @@ class Pipeline:
 
 
 def arranged(
-    program: Program, speeds: Sequence[float], places: Sequence[Place], chunks: int = 1, *, idle: bool = True
+    program: Program,
+    speeds: Sequence[float],
+    places: Sequence[Place],
+    chunks: int = 1,
+    *,
+    idle: bool = True,
+    loads: Sequence[int] | None = None,
 ) -> Arrangement:
     """The devices of every stage of a program; `idle`: without stages too, some may be left out.
+
+    `loads`: by operator, what each takes; its FLOPs where nothing is said.
 
     Raises AnnotationError where the cluster cannot meet the scopes.
     """
@@ -91,6 +99,9 @@ def arranged(
         devices = selection([Need(tuple(chains), 1.0)], places)
         whole = Arrangement((), (devices,), dict.fromkeys(clusters), 1)
         return replace(whole, devices=(_fitting({whole.chain(chain) for chain in chains}, devices),)) if idle else whole
+    if loads is not None:
+        weighed = (replace(op, flops=load) for op, load in zip(program.operators, loads, strict=True))
+        program = replace(program, operators=tuple(weighed))
     graphs = taskgraphs(program, stages, lambda scope: scope)
     needs = [_need(graph) for graph in graphs.stages]
     return arrange_stages(needs, stages, speeds, places, chunks)

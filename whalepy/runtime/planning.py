@@ -206,10 +206,12 @@ def planned(
     choices: Choices,
     *,
     speeds: Sequence[float] | None = None,
+    loads: Sequence[int] | None = None,
 ) -> tuple[Plan, Pipeline]:
     """The plan for ranks placed on the devices of a cluster, and the program it stands for.
 
-    Default shares follow `speeds`, by device; without them those of the saved plan, or of the cluster.
+    Default shares follow `speeds`, by device; without them those of the saved plan, or of the cluster. Devices go to
+    stages by the `loads` of their operators; without them by their FLOPs.
     """
     given = choices.plan
     own = identity(program)
@@ -230,7 +232,7 @@ def planned(
     if speeds is None:
         speeds = spec.speeds() if given is None else _speeds_of(given, len(placed))
     places = [PlaceOf(device.type, device.node) for device in spec.devices]
-    arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1, idle=choices.idle)
+    arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1, idle=choices.idle, loads=loads)
     by_stage = [[speeds[d] for d in devices] for devices in arrangement.devices]
     orders = None if given is None else [stage.orders for stage in given.stages]
     microbatches, main, found = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
