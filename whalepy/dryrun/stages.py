@@ -167,7 +167,7 @@ def flops_of_blocks(model: nn.Module, study: Study, blocks: Blocks) -> Weighed:
     Operators outside all blocks count for the one that runs before them, as stages take them; a model without lists of
     modules is cut between its children.
     """
-    children = tuple(name for name, child in model.named_children() if any(True for _ in child.modules()))
+    children = tuple(name for name, _ in model.named_children())
     known = blocks if blocks.paths else Blocks(children)
     flops: dict[int, float] = {}
     at, early = -1, 0.0
