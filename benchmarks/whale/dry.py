@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.whale.models import Made
-from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
 from whalepy.dryrun.shares import best_rows, equal_rows, rows_by_rate
 from whalepy.dryrun.staged import Staged, tried_in_stages
 from whalepy.dryrun.stages import flops_of_blocks, staging, unfolded
@@ -87,10 +87,16 @@ def in_stages(made: Made, cluster: str, **forced: Any) -> Tried:
     model, _ = made
     with studied(made) as study:
         weighed = flops_of_blocks(model, study, study.blocks)
-    placed = staging(options, unfolded(weighed, model), spec, type(model).__name__)
+    placed = staging(options, unfolded(weighed), spec, type(model).__name__)
     annotate(model, placed.scopes)
+    staged = Staged(placed.name, placed.flags, placed.text)
+    with folded(model, least=LEAST_IN_STAGES) as blocks:
+        if blocks.folds:
+            study = Study.of(Recipe(model), made[1], OPTIMIZER, blocks)
+            if blocks.stand_for_all(study.program.nodes):
+                return tried_in_stages(study, spec, options, staged)
     with studied(made, fold=False) as study:
-        return tried_in_stages(study, spec, options, Staged(placed.name, placed.flags, placed.text))
+        return tried_in_stages(study, spec, options, staged)
 
 
 def blocks_per_stage(model: nn.Module) -> str:
