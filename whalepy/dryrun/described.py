@@ -131,7 +131,8 @@ class DescribedCandidate(Candidate):
         kinds: dict[Hashable, int] = {}
         return {rank: kinds.setdefault(place.device, len(kinds)) for rank, place in self._places.items()}
 
-    def _recorded(self, rank: int, rows: int) -> Recorded:
+    def recording(self, rank: int, rows: int) -> Recorded:
+        """What a rank does with so many rows of its own, from the figures of the file."""
         full, count = self.savings.recompute == "full", self._run_of(rows)
         key = self._alike(rank), rows, len(count), full
         if key not in self.cut.recorded:
