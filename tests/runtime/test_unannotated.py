@@ -1,0 +1,95 @@
+"""A model without annotations: the best way is chosen from what the devices and links can do, and it trains exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import whalepy
+from tests import pipelines
+from tests.exactness import Run, compare
+from tests.pool import Pool
+from whalepy.planner.plan import Plan
+
+LINK = {"nodes": [{"devices": [{"type": "cpu", "count": 2}], "link": "2MB/s"}]}
+"""So slow that gradients of all parameters take longer than half the devices."""
+
+
+def plan_of(spec: Any, **options: Any) -> Plan:
+    model, batches = pipelines.gpt2()
+    return whalepy.plan(model, spec, batches[0], **options)
+
+
+def test_equal_devices_share_the_rows_equally() -> None:
+    plan = plan_of("2xcpu")
+    assert plan.only.mesh == (2,) and not plan.annotation
+
+
+def test_rows_follow_what_devices_have_time_for() -> None:
+    plan = plan_of("1xcpu + 1xcpu*0.6")
+    (path, (level,)), *_ = plan.annotation
+    assert path == "" and level.kind == "replicate" and level.shares is not None
+    assert level.shares[0] > level.shares[1] and sum(level.shares) == 8
+    assert "rows that each device has time for" in plan.explain()
+
+
+def test_a_device_that_slows_the_others_is_left_out() -> None:
+    with pytest.warns(UserWarning, match="rank 2 is idle"):
+        plan = plan_of("2xcpu + 1xcpu*0.001")
+    assert plan.idle == (2,) and "without devices 2, which would slow the others" in plan.explain()
+
+
+def test_a_slow_link_makes_stages() -> None:
+    plan = plan_of(LINK)
+    assert len(plan.stages) == 2 and plan.microbatches > 1
+    assert "2 stages: chosen for a model without annotations" in plan.explain()
+
+
+def test_what_the_user_writes_is_kept() -> None:
+    assert plan_of(LINK, microbatches=4).microbatches == 4
+    model, batches = pipelines.gpt2()
+    whalepy.annotate(model, {"": whalepy.replicate(2)})
+    plan = whalepy.plan(model, LINK, batches[0])
+    assert len(plan.stages) == 1 and not plan.annotation
+
+
+def test_a_saved_plan_puts_its_scopes_on_a_bare_model(tmp_path: Path) -> None:
+    plan_of(LINK).save(tmp_path / "two.plan")
+    again = plan_of(LINK, plan=tmp_path / "two.plan")
+    assert len(again.stages) == 2 and again.program(1) is not None
+
+
+@pytest.mark.parametrize("spec", ["1xcpu + 1xcpu*0.6", "2xcpu + 1xcpu*0.001", "slow link"])
+def test_it_trains_exactly(workers: Pool, tmp_path: Path, spec: str) -> None:
+    if spec == "slow link":
+        spec = str(tmp_path / "slow.json")
+        Path(spec).write_text(json.dumps(LINK))
+    compare(workers, Run(pipelines.gpt2, dict[str, Any], 3 if spec.startswith("2xcpu") else 2, spec=spec))
+
+
+def test_a_step_that_cannot_be_rehearsed_takes_all_devices_side_by_side() -> None:
+    class Chooses(torch.nn.Module):
+        """Its sizes depend on the values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept = self.inner(x)
+            return kept[kept > 0].sum()
+
+    plan = whalepy.plan(Chooses(), "1xcpu + 1xcpu*0.5", (torch.randn(6, 4),))
+    assert plan.only.mesh == (2,)
+    assert "no other way was looked for" in plan.explain()
+
+
+def test_models_with_batch_statistics_keep_one_microbatch() -> None:
+    layers = (torch.nn.Linear(8, 64), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 4))
+    batch = torch.randn(8, 8), torch.randint(4, (8,))
+    plan = whalepy.plan(torch.nn.Sequential(*layers), LINK, batch, loss_fn=torch.nn.functional.cross_entropy)
+    assert plan.microbatches == 1
