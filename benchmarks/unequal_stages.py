@@ -9,7 +9,7 @@ Gloo ranks with one thread each (sched_setaffinity):
 8 blocks of the model of benchmarks/blocks.py, 16 x 128 ids, 8 microbatches, 1F1B; a step is forward, backward and
 gradients that are ready. The ranks measure their speeds as `compile` does without a cluster; blocks, counted in
 floating-point operations (the embedding with the first, the head with the last), are cut so that the slowest stage
-ends earliest (`whalepy.dryrun.stages.cut_evenly`), against equal numbers of blocks, in turns in the same processes.
+ends earliest (`whalepy.planner.cut`), against equal numbers of blocks, in turns in the same processes.
 `bound` is what a simulation of both schedules with these counts and 2:1 or 2:1:1 says. Before anything is timed, loss
 and all gradients are compared with the local model.
 
@@ -40,8 +40,10 @@ from benchmarks.pairs import OTHERS, in_turns, machine
 from benchmarks.pipeline import MICROBATCHES, Way, differences, expected, on_ranks, units
 from benchmarks.unequal_devices import gain
 from whalepy.dryrun.blocks import folded
-from whalepy.dryrun.stages import cut_evenly, flops_of_blocks, unfolded
+from whalepy.dryrun.chosen import surveyed
 from whalepy.dryrun.study import Study
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.cut import Part, cut_blocks
 from whalepy.planner.schedule.actions import Crossing
 from whalepy.planner.schedule.kinds import compute_actions
 from whalepy.planner.schedule.lowering import lowered
@@ -62,12 +64,15 @@ def weights() -> tuple[float, ...]:
     model, batch = made(ROWS, BLOCKS)
     with folded(model, fold=False) as blocks:
         study = Study.of(Recipe(model, loss_of), batch, "sgd", blocks)
-        return tuple(block.flops for block in unfolded(flops_of_blocks(model, study, blocks)))
+        return surveyed(study, ClusterSpec.load("1xcpu")).flops
 
 
 def planned_cut(speeds: Sequence[float]) -> list[int]:
     """Blocks of each stage for ranks of these speeds."""
-    return cut_evenly(weights(), speeds)
+    done = [0.0, *accumulate(weights())]
+    sizes = cut_blocks([Part([[flops / speed for flops in done]]) for speed in speeds])
+    assert sizes is not None
+    return list(sizes)
 
 
 def even_cut(stages: int) -> list[int]:
