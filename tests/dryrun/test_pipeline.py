@@ -205,6 +205,22 @@ def test_gpipe_holds_all_microbatches_where_1f1b_holds_as_many_as_stages() -> No
     assert plain.work(1, 8192).peak < gpipe.work(1, 8192).peak + 1
 
 
+@pytest.mark.parametrize("name", ["split inside", "replicas around"])
+def test_a_larger_batch_and_longer_rows_hold_what_they_would_if_asked_for(name: str) -> None:
+    case = CASES[name]
+    candidate = candidate_of(tried_of(case))
+    study = candidate.study
+    longer = candidate.with_length(12, 20)
+    assert longer is not None and candidate.study.rows == 8
+    tall, long = study.with_rows(16), study.with_length(12, 20)
+    assert long is not None
+    for found, asked in ((candidate.with_rows(16), tall), (longer, long)):
+        other = candidate_of(tried_in_stages(asked, candidate.cluster, Options(**case.options), Staged()))
+        for rank in candidate.plan.ranks:
+            assert found.rows_of(rank) == other.rows_of(rank)
+            assert found.work(rank, 0) == other.work(rank, 0)
+
+
 def test_what_crosses_between_nodes_takes_its_time() -> None:
     case = Case(lambda: chain(2), dict[str, Any], 2, {"microbatches": 4})
     near, far = tried_of(case, "2xT4"), tried_of(case, "2x1xT4 @ 1Gbit/s")

@@ -78,11 +78,11 @@ def answer_in_stages(
     """
     progress(staged.name or "stages")
     best = tried_in_stages(study, cluster, options, staged)
-    progress("the whole model on every device")
-    baseline = _replicated(study, cluster, options, best.candidate.savings)
     ways: tuple[str, ...] = ()
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
+    progress("the whole model on every device")
+    baseline = _replicated(study, cluster, options, best.candidate.savings)  # last: it takes the stages off the graph
     ranked = [best, *([] if baseline is None or baseline.verdict == "no" else [baseline])]
     more = _without_work(best)
     made = forecast_of(study, best, baseline or best, ranked, subject, ways, more)
@@ -166,8 +166,8 @@ def forecast_of(
         assumptions=(*more, *best.candidate.cluster.assumptions, *_assumptions(best)),
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
-        largest_batch=None if isinstance(best, PipelineTried) else largest_batch(best),
-        longest_sequence=None if isinstance(best, PipelineTried) else longest_sequence(best, subject.tokens),
+        largest_batch=largest_batch(best),
+        longest_sequence=longest_sequence(best, subject.tokens),
         ways_out=ways,
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,

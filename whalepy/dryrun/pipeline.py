@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from whalepy.dryrun.course import Step
 from whalepy.dryrun.model import META
 from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
 from whalepy.dryrun.silent import SilentBoundary
-from whalepy.dryrun.study import Candidate
+from whalepy.dryrun.study import Candidate, Study
 from whalepy.dryrun.tried import Tried
 from whalepy.hardware.cluster import Device
 from whalepy.planner.cost import DeviceCost, Network
@@ -41,6 +41,18 @@ class PipelineCandidate(Candidate):
     pipeline: Pipeline = field(kw_only=True)
     rehearsed: dict[Hashable, ActionsRehearsal] = field(default_factory=dict[Hashable, ActionsRehearsal])
     taken: dict[Action, Played] = field(default_factory=dict[Action, Played])
+
+    def with_rows(self, rows: int) -> PipelineCandidate:
+        """The same plan and programs for a batch of so many rows."""
+        return self._on(self.study.resized(self.study.batch_of(rows), rows))
+
+    def with_length(self, now: int, length: int) -> PipelineCandidate | None:
+        """The same plan and programs for sequences of another length than now; None where the model refuses them."""
+        example = self.study.batch_of_length(now, length)
+        return None if example is None else self._on(self.study.resized(example, self.study.rows))
+
+    def _on(self, study: Study) -> PipelineCandidate:
+        return replace(self, study=study, known={}, rehearsed={}, taken={})
 
     # -- who and where
 

@@ -56,6 +56,8 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
 def saved_in_stages(best: PipelineTried, study: Study) -> Plan:
     """The plan for the whole model, as `study` has it."""
     candidate = best.candidate
+    if study is candidate.study:
+        return candidate.plan
     choices = Choices(candidate.microbatches, candidate.plan.seed, None, candidate.plan.schedule)
     return _planned(study, candidate.cluster, choices)[0]
 
