@@ -17,7 +17,7 @@ from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
-from whalepy.dryrun.study import Savings, Study
+from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
@@ -81,21 +81,23 @@ def answer_in_stages(
     ways: tuple[str, ...] = ()
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
-    progress("the whole model on every device")
-    baseline = _replicated(study, cluster, options, best.candidate.savings)  # last: it takes the stages off the graph
+    baseline = staged.baseline
+    if baseline is None:
+        progress("the whole model on every device")
+        baseline = replicated(study, cluster, options)  # last: it takes the stages off the graph
     ranked = [best, *([] if baseline is None or baseline.verdict == "no" else [baseline])]
     more = _without_work(best)
     made = forecast_of(study, best, baseline or best, ranked, subject, ways, more)
     return replace(made, annotations=staged.annotations), best
 
 
-def _replicated(study: Study, cluster: ClusterSpec, options: Options, savings: Savings) -> Tried | None:
+def replicated(study: Study, cluster: ClusterSpec, options: Options) -> Tried | None:
     """The whole model on every device with equal rows, as DistributedDataParallel; None where that cannot be."""
     count = len(cluster.devices)
     strategy = levels_of(count, 1), f"replicate {count}", ""
     equal = replace(options, shares="equal", microbatches=None)
     try:
-        return min(with_shares(study, cluster, strategy, equal, 1, savings), key=lambda tried: tried.order)
+        return min(with_shares(study, cluster, strategy, equal, 1, options.savings), key=lambda tried: tried.order)
     except WhaleError:  # fewer rows than devices
         return None
 

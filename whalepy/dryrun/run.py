@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, saved, sizes_of, subject_of
+from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, replicated, saved, sizes_of, subject_of
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
+from whalepy.dryrun.grown import grown
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import Recompute
@@ -127,8 +128,9 @@ def _answered(
 
     progress("capturing the model")
     staged = Staged() if given is None else Staged.saved(given, str(request.plan))
+    base: Study | None = None
     if options.stages is not None:
-        staged = _put_in_stages(recipe, example, cluster, options, request)
+        staged, base = _put_in_stages(recipe, example, cluster, options, request, progress)
     elif given is None and not _stages_on(recipe.model):
         with folded(recipe.model) as blocks:
             study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
@@ -146,7 +148,9 @@ def _answered(
     put = _stages_on(recipe.model)
     if put and given is None:
         with folded(recipe.model, least=LEAST_IN_STAGES) as blocks:
-            study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
+            study = None if base is None else grown(base, blocks, scopes_on(recipe.model))
+            if study is None and blocks.folds:
+                study = _folded_study(recipe, example, request, blocks)
             if study is not None and put.issuperset(stages_in(study.program)):
                 return (*in_stages(study), None)
     with folded(recipe.model, fold=False) as blocks:
@@ -162,13 +166,26 @@ def _stages_on(model: nn.Module) -> set[Primitive]:
     return {scope for chain in scopes_on(model).values() for scope in chain if scope.kind == "stage"}
 
 
-def _put_in_stages(recipe: Recipe, example: Any, cluster: ClusterSpec, options: Options, request: Request) -> Staged:
-    """The stages that are forced, put on the model. Raises PlanError for a model that has annotations of its own."""
+def _put_in_stages(
+    recipe: Recipe,
+    example: Any,
+    cluster: ClusterSpec,
+    options: Options,
+    request: Request,
+    progress: Callable[[str], None],
+) -> tuple[Staged, Study | None]:
+    """The stages that are forced, put on the model, and the study of its repeated blocks if that stands for all.
+
+    Raises PlanError for a model that has annotations of its own.
+    """
     model = recipe.model
-    weighed = None
+    weighed = baseline = base = None
     with folded(model) as blocks:
         study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
         weighed = None if study is None else flops_of_blocks(model, study, blocks)
+        if study is not None and not stages_in(study.program):
+            progress("the whole model on every device")
+            base, baseline = study, replicated(study, cluster, options)
     if weighed is None:
         with folded(model, fold=False) as blocks:
             study = _study(recipe, example, request, blocks)
@@ -181,7 +198,7 @@ def _put_in_stages(recipe: Recipe, example: Any, cluster: ClusterSpec, options: 
         )
     made = staging(options, unfolded(weighed), cluster, type(model).__name__)
     annotate(model, made.scopes)
-    return Staged(made.name, made.flags, made.text)
+    return Staged(made.name, made.flags, made.text, baseline=baseline), base
 
 
 def _check_no_schedule(options: Options) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
 from whalepy.dryrun.study import Cut, Study
-from whalepy.dryrun.tried import Options
+from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import StageForecast
@@ -28,6 +28,8 @@ class Staged:
     annotations: str = ""
     given: Plan | None = None
     """A saved plan, to be costed anew."""
+    baseline: Tried | None = None
+    """The whole model on every device, where it was tried already."""
 
     @classmethod
     def saved(cls, plan: Plan, file: str) -> Staged:
