@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from whalepy.dryrun.course import Step
+from whalepy.dryrun.forms import StageForm, form_of, told_of
 from whalepy.dryrun.model import META
 from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
 from whalepy.dryrun.silent import SilentBoundary
@@ -40,6 +41,10 @@ class PipelineCandidate(Candidate):
 
     pipeline: Pipeline = field(kw_only=True)
     rehearsed: dict[Hashable, ActionsRehearsal] = field(default_factory=dict[Hashable, ActionsRehearsal])
+    recorded: dict[Hashable, tuple[int, RecordedActions]] = field(
+        default_factory=dict[Hashable, "tuple[int, RecordedActions]"]
+    )
+    """By what is run: the first rank that was rehearsed, and what it does."""
     taken: dict[Action, Played] = field(default_factory=dict[Action, Played])
 
     def with_rows(self, rows: int) -> PipelineCandidate:
@@ -52,7 +57,7 @@ class PipelineCandidate(Candidate):
         return None if example is None else self._on(self.study.resized(example, self.study.rows))
 
     def _on(self, study: Study) -> PipelineCandidate:
-        return replace(self, study=study, known={}, rehearsed={}, taken={})
+        return replace(self, study=study, known={}, rehearsed={}, recorded={}, taken={})
 
     # -- who and where
 
@@ -178,12 +183,74 @@ class PipelineCandidate(Candidate):
         return self.rehearsed[key]
 
     def _recorded_actions(self, rank: int) -> RecordedActions:
+        """What was run of a rank; where another one runs the same program in another stage, what was run of that."""
+        form = self._form(rank)
+        if form not in self.recorded:
+            self.recorded[form] = rank, self._run(rank)
+        other, recorded = self.recorded[form]
+        if other == rank:
+            return recorded
+        stages = dict(zip(self._stages_beside(other), self._stages_beside(rank), strict=True))
+        there, here = ([b for k in self.plan.stages_of(r) for b in self._forms[k].blocks] for r in (other, rank))
+        blocks = dict(zip(there, here, strict=True))
+        return told_of(recorded, stages, blocks)
+
+    def _run(self, rank: int) -> RecordedActions:
         study, saved = self.study, self.savings
         fused = self.cluster.devices[0].profile.vendor != "CPU"
         rehearsed = Rehearsed(
             study.recipe, study.optimizer, study.blocks, saved.recompute, study.master, saved.regathers, fused
         )
         return rehearse_stages(rehearsed, self.pipeline, self.plan, rank, study.example, set(self.stand_ins))
+
+    def _form(self, rank: int) -> Hashable:
+        """Equal for ranks whose stages run the same programs on parts of the same sizes.
+
+        What is counted of an action is what it adds: how forwards and backwards take turns is of no matter.
+        """
+        own = self.plan.stages_of(rank)
+        texts = [(self._forms[k].text, self._sizes_of(k, self.places[k][rank])) for k in own]
+        lends = any(k in pair for pair in self.pipeline.parameters for k in own)
+        if lends or any(text is None for text, _ in texts):
+            return self._kind(rank)
+        numbers = {k: place for place, k in enumerate(self._stages_beside(rank))}
+        run = set(self.stand_ins)
+        actions = tuple(
+            (a.op, numbers[a.stage], a.microbatch, None if a.peer is None else numbers[a.peer])
+            for a in sorted(self.actions[rank], key=lambda action: action.op)
+            if a.microbatch is None or a.microbatch in run
+        )
+        return tuple(texts), actions, self._bytes_crossing(rank, numbers)
+
+    def _stages_beside(self, rank: int) -> list[int]:
+        """The stages of a rank, and those that it gives values to or takes them from."""
+        own = self.plan.stages_of(rank)
+        pairs = [*self.pipeline.values, *self.pipeline.parameters]
+        return sorted({*own, *(k for pair in pairs if pair[0] in own or pair[1] in own for k in pair)})
+
+    def _bytes_crossing(self, rank: int, numbers: Mapping[int, int]) -> Hashable:
+        """What a rank sends and takes in each microbatch that is run."""
+        found: list[Hashable] = []
+        own = self.plan.stages_of(rank)
+        for pair, crossed in self.pipeline.values.items():
+            if pair[0] not in own and pair[1] not in own:
+                continue
+            boundary = self._boundary(crossed, pair, rank)
+            for m in sorted(set(self.stand_ins)):
+                sizes = self._crossing_sizes(pair, m)
+                traffic = boundary.traffic(None, lambda sizes=sizes: sizes, sum(sizes[0].rows.values()))
+                ways = [way for one in traffic for way in (one.sends, one.receives)]
+                each = [
+                    sorted((boundary.size_of(parts), other == rank) for other, parts in way.items()) for way in ways
+                ]
+                found.append((numbers[pair[0]], numbers[pair[1]], m, repr(each)))
+            found.append(tuple((c.learns, c.output, c.name) for c in crossed))
+        return tuple(found)
+
+    @cached_property
+    def _forms(self) -> tuple[StageForm, ...]:
+        known = self.study.blocks
+        return tuple(form_of(stage, at, known) for stage, at in zip(self.stages, self.plan.stages, strict=True))
 
     def _sharding(self, k: int) -> Sharding:
         """How a stage keeps its state over its replicas: those of the largest level that cuts rows."""
