@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 from whalepy.dryrun.course import Step
 from whalepy.dryrun.forms import StageForm, form_of, told_of
@@ -45,7 +46,8 @@ class PipelineCandidate(Candidate):
         default_factory=dict[Hashable, "tuple[int, RecordedActions]"]
     )
     """By what is run: the first rank that was rehearsed, and what it does."""
-    taken: dict[Action, Played] = field(default_factory=dict[Action, Played])
+    taken: dict[Action | int, Played] = field(default_factory=dict["Action | int", Played])
+    """By action, and by stage for what follows its update."""
 
     def with_rows(self, rows: int) -> PipelineCandidate:
         """The same plan and programs for a batch of so many rows."""
@@ -254,7 +256,10 @@ class PipelineCandidate(Candidate):
 
     def _sharding(self, k: int) -> Sharding:
         """How a stage keeps its state over its replicas: those of the largest level that cuts rows."""
-        return Sharding()
+        placed = self.plan.stages[k]
+        levels = [level for level, cut in enumerate(placed.row_cuts) if cut is not None]
+        level = max(levels, key=placed.mesh.__getitem__, default=0)
+        return Sharding(self.savings.zero, placed.mesh[level] if levels else 1, level)
 
     def _kind(self, rank: int) -> Hashable:
         """Equal for ranks that hold parts of the same sizes of everything."""
@@ -291,7 +296,7 @@ class PipelineCandidate(Candidate):
         for action, held in most.items():
             if inner := tuple(moved(run.acts[action].parts, held)):
                 parts.append(Stretch(inner, often[action]))
-        parts += run.update
+        parts += [*run.update, *chain.from_iterable(run.gathers.values())]
         return Rehearsal(tuple(parts), run.parameters, run.buffers, run.gradients, run.optimizer, run.inputs)
 
     def held(self, rank: int) -> Iterator[tuple[Action, int, Acted]]:
@@ -323,6 +328,14 @@ class PipelineCandidate(Candidate):
             works = {rank: self._rehearsal(rank, action) for rank in stage.rank_of}
             self.taken[action] = _played(stage, works, self._costs, self.network)
         return self.taken[action]
+
+    def gathered(self, k: int) -> Played:
+        """The parameters of a stage put together after the update."""
+        if k not in self.taken:
+            stage = self.plan.stages[k]
+            works = {rank: Rehearsal(self.acts_of(rank).gathers[k]) for rank in stage.rank_of}
+            self.taken[k] = _played(stage, works, self._costs, self.network)
+        return self.taken[k]
 
     def _rehearsal(self, rank: int, action: Action) -> Rehearsal:
         run = self.acts_of(rank)
@@ -380,14 +393,16 @@ class PipelineCandidate(Candidate):
             (inside if here == there else out)[here] += size
         for rank in self.plan.ranks:
             node = self.network.node_of(rank)
-            for action in self.actions[rank]:
-                for event, times in self.acts_of(rank).acts[self.stand_in(action)].weighted:
-                    if event.collective:
-                        members = self._group(action.stage, rank, event.level)
-                        own = sum(self.network.node_of(member) == node for member in members)
-                        leaves = 0.0 if own == len(members) else 1 / own
-                        inside[node] += times * event.bytes * (1 - leaves)
-                        out[node] += times * event.bytes * leaves
+            acts = self.acts_of(rank)
+            done = [(action.stage, acts.acts[self.stand_in(action)].weighted) for action in self.actions[rank]]
+            done += [(k, tuple((event, 1) for event in gathers)) for k, gathers in acts.gathers.items()]
+            for k, event, times in ((k, *pair) for k, weighted in done for pair in weighted):
+                if event.collective:
+                    members = self._group(k, rank, event.level)
+                    own = sum(self.network.node_of(member) == node for member in members)
+                    leaves = 0.0 if own == len(members) else 1 / own
+                    inside[node] += times * event.bytes * (1 - leaves)
+                    out[node] += times * event.bytes * leaves
         return inside, out
 
     def _group(self, k: int, rank: int, level: int) -> list[int]:

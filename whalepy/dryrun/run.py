@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, replicated, saved, sizes_of, subject_of
+from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
+from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
 from whalepy.dryrun.pipeline import PipelineTried
@@ -128,9 +130,9 @@ def _answered(
 
     progress("capturing the model")
     staged = Staged() if given is None else Staged.saved(given, str(request.plan))
-    base: Study | None = None
+    forced: Forced | None = None
     if options.stages is not None:
-        staged, base = _put_in_stages(recipe, example, cluster, options, request, progress)
+        staged, forced = _put_in_stages(recipe, example, cluster, options, request, progress)
     elif given is None and not _stages_on(recipe.model):
         with folded(recipe.model) as blocks:
             study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
@@ -148,17 +150,27 @@ def _answered(
     put = _stages_on(recipe.model)
     if put and given is None:
         with folded(recipe.model, least=LEAST_IN_STAGES) as blocks:
-            study = None if base is None else grown(base, blocks, scopes_on(recipe.model))
+            study = None if forced is None else grown(forced.base, blocks, scopes_on(recipe.model))
             if study is None and blocks.folds:
                 study = _folded_study(recipe, example, request, blocks)
-            if study is not None and put.issuperset(stages_in(study.program)):
-                return (*in_stages(study), None)
+            found = in_stages(study) if study is not None and put.issuperset(stages_in(study.program)) else None
+        if found is not None:
+            return (*(found if forced is None else _with_adds(*found, forced, progress)), None)
     with folded(recipe.model, fold=False) as blocks:
         study = _study(recipe, example, request, blocks)
         if not stages_in(study.program):
             _check_no_schedule(options)
             return (*of(study), study)
         return (*in_stages(study), study)
+
+
+def _with_adds(
+    forecast: Forecast, best: Tried, forced: Forced, progress: Callable[[str], None]
+) -> tuple[Forecast, Tried]:
+    """The forecast with what each device adds to stages that are cut anew for the others."""
+    progress("without a device")
+    added = adds_in_stages(best, lambda others: forced.on(others, best.candidate.microbatches))
+    return replace(forecast, devices=tuple(replace(d, adds=added[d.rank]) for d in forecast.devices)), best
 
 
 def _stages_on(model: nn.Module) -> set[Primitive]:
@@ -173,19 +185,19 @@ def _put_in_stages(
     options: Options,
     request: Request,
     progress: Callable[[str], None],
-) -> tuple[Staged, Study | None]:
-    """The stages that are forced, put on the model, and the study of its repeated blocks if that stands for all.
+) -> tuple[Staged, Forced | None]:
+    """The stages that are forced, put on the model, and how to cut others if its repeated blocks stand for all.
 
     Raises PlanError for a model that has annotations of its own.
     """
     model = recipe.model
-    weighed = baseline = base = None
+    weighed = baselines = base = None
     with folded(model) as blocks:
         study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
         weighed = None if study is None else flops_of_blocks(model, study, blocks)
         if study is not None and not stages_in(study.program):
             progress("the whole model on every device")
-            base, baseline = study, replicated(study, cluster, options)
+            base, baselines = study, replicated(study, cluster, options)
     if weighed is None:
         with folded(model, fold=False) as blocks:
             study = _study(recipe, example, request, blocks)
@@ -198,7 +210,8 @@ def _put_in_stages(
         )
     made = staging(options, unfolded(weighed), cluster, type(model).__name__)
     annotate(model, made.scopes)
-    return Staged(made.name, made.flags, made.text, baseline=baseline), base
+    forced = None if base is None else Forced(base, unfolded(weighed), options)
+    return Staged(made.name, made.flags, made.text, baselines=baselines), forced
 
 
 def _check_no_schedule(options: Options) -> None:

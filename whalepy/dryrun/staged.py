@@ -28,8 +28,8 @@ class Staged:
     annotations: str = ""
     given: Plan | None = None
     """A saved plan, to be costed anew."""
-    baseline: Tried | None = None
-    """The whole model on every device, where it was tried already."""
+    baselines: tuple[Tried, ...] | None = None
+    """The whole model on every device, where it was tried already; none where that cannot be."""
 
     @classmethod
     def saved(cls, plan: Plan, file: str) -> Staged:
@@ -39,8 +39,10 @@ class Staged:
 
 def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged: Staged) -> PipelineTried:
     """The pipeline that compile would run, played. Raises PlanError where the options cannot be met."""
-    if options.zero:
-        raise PlanError(f"--zero {options.zero} with stages is not there yet", fix="leave out --zero, or the stages")
+    if options.zero and options.zero > 1:
+        raise PlanError(
+            f"--zero {options.zero} with stages is not there yet", fix="choose --zero 1, or leave out the stages"
+        )
     choices = Choices(options.microbatches, 0, staged.given, options.schedule)
     plan, main = _planned(study, cluster, choices)
     cut = Cut(plan, main.stages[0], study.program, cluster)
