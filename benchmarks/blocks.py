@@ -67,10 +67,10 @@ class Head(nn.Module):
 class LanguageModel(nn.Module):
     """Ids to logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = BLOCKS) -> None:
         super().__init__()
         self.embedding = Embedding()
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
         self.head = Head()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def made() -> tuple[LanguageModel, tuple[Tensor, Tensor]]:
+def made(rows: int = ROWS, blocks: int = BLOCKS) -> tuple[LanguageModel, tuple[Tensor, Tensor]]:
     """The same model and batch wherever it is called."""
     torch.manual_seed(0)
-    model = LanguageModel()
-    ids = torch.randint(VOCABULARY, (ROWS, LENGTH + 1))
+    model = LanguageModel(blocks)
+    ids = torch.randint(VOCABULARY, (rows, LENGTH + 1))
     return model, (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())

@@ -36,7 +36,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.utils.flop_counter import FlopCounterMode
 
 import whalepy
-from benchmarks.blocks import BLOCKS, LanguageModel, loss_of, made
+from benchmarks.blocks import BLOCKS, ROWS, LanguageModel, loss_of, made
 from benchmarks.pairs import OTHERS, figures, in_turns, machine
 from benchmarks.prediction import own_core
 from tests.pool import Pool
@@ -151,9 +151,9 @@ def differences(way: Way, loss: Tensor, gradients: dict[str, Tensor]) -> list[st
     return [text for _, texts in everyone for text in texts] + [f"no gradient of {name}" for name in sorted(missing)]
 
 
-def expected() -> tuple[Tensor, dict[str, Tensor]]:
+def expected(rows: int = ROWS, blocks: int = BLOCKS) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the local model."""
-    model, (ids, targets) = made()
+    model, (ids, targets) = made(rows, blocks)
     loss = loss_of(model(ids), targets)
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

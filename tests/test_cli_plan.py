@@ -18,6 +18,8 @@ from whalepy.dryrun.targets import bundled
 from whalepy.planner.plan import Plan
 
 FACTORY = """
+from __future__ import annotations
+from dataclasses import dataclass
 import torch
 from torch import nn
 
@@ -30,8 +32,13 @@ class Model(nn.Module):
     def forward(self, x, labels):
         return nn.functional.cross_entropy(self.second(self.first(x).relu()), labels)
 
+@dataclass
+class Rows:
+    count: int = 16
+
+
 def factory():
-    return Model(), {"x": torch.randn(16, 64), "labels": torch.zeros(16, dtype=torch.long)}
+    return Model(), {"x": torch.randn(Rows().count, 64), "labels": torch.zeros(16, dtype=torch.long)}
 
 class Deep(nn.Module):
     def __init__(self):

@@ -10,11 +10,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import whalepy
 from tests import documents
 from tests.golden import Golden
 from tests.pool import Pool
+from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.staged import Staged, tried_in_stages
+from whalepy.dryrun.study import Study
+from whalepy.dryrun.tried import Options
+from whalepy.runtime.build import Recipe
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -108,3 +114,40 @@ def test_the_demo_refuses_no_steps(
     with pytest.raises(SystemExit, match=r"^2$"):
         demo.main()
     assert capsys.readouterr().err.endswith("error: --steps must be at least 1\n")
+
+
+@pytest.fixture
+def m6(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("m6")
+
+
+def test_m6_has_ten_billion_parameters(m6: ModuleType) -> None:
+    with torch.device("meta"):
+        model, _ = m6.annotated()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(10e9, rel=0.02)
+
+
+def test_m6_is_planned_in_stages_on_replicas(m6: ModuleType) -> None:
+    """Two layers each way, in four stages on eight devices: two copies, each stage computes on one device of each."""
+    sizes = m6.Sizes(layers=2, width=32, heads=2, words=64, tokens=8)
+    with torch.device("meta"):
+        model, batch = m6.annotated(sizes, 4)
+    spec = whalepy.ClusterSpec.load("2x4xV100-SXM2-32GB @ 50Gbit/s")
+    with folded(model, fold=False) as blocks:
+        study = Study.of(Recipe(model), batch, "adamw", blocks).with_rows(2 * m6.MICROBATCHES)
+        tried = tried_in_stages(study, spec, Options(microbatches=m6.MICROBATCHES, recompute="full"), Staged())
+    assert tried.rows == (m6.MICROBATCHES,) * 2 and tried.verdict == "fits"
+    assert [len(stage.rank_of) for stage in tried.candidate.plan.stages] == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("file", "parameters", "verdict"),
+    [("m6-100b.yaml", 1e11, "fits"), ("m6-1t.yaml", 1e12, "tight"), ("m6-10t.yaml", 1e13, "no")],
+)
+def test_m6_mixtures(m6: ModuleType, file: str, parameters: float, verdict: str) -> None:
+    """The largest one was trained with its parameters in the memory of the hosts."""
+    nodes, optimizer = next((nodes, optimizer) for name, nodes, optimizer, _ in m6.MIXTURES if name == file)
+    found = m6.mixture(file, nodes, optimizer)
+    assert found.subject.parameters == pytest.approx(parameters, rel=0.04)
+    assert found.verdict == verdict and len(found.devices) == 8 * nodes

@@ -15,11 +15,11 @@ import whalepy
 from tests.dryrun.studies import chain, ids
 from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
+from whalepy.dryrun.chosen import forced as search
 from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages
-from whalepy.dryrun.stages import flops_of_blocks, unfolded
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.hardware.cluster import ClusterSpec
@@ -226,32 +226,46 @@ def test_blocks_that_read_the_first_one_do_not_grow() -> None:
         assert grown(base, blocks, {}) is None
 
 
-@pytest.mark.parametrize(("cluster", "bounds"), [(f"2x{V100}", (0, 5, 10)), (f"3x{V100}", (0, 3, 7, 10))])
-def test_stages_are_cut_anew_for_other_devices(cluster: str, bounds: Sequence[int]) -> None:
-    """As they would be if the model were annotated so."""
-    model, batch = plain(10)
+def forced_of(layers: int, stages: int) -> tuple[nn.Module, Forced]:
+    """A chain, and how to put it in stages."""
+    model, batch = plain(layers)
     with folded(model) as blocks:
-        base = Study.of(Recipe(model), batch, "adamw", blocks)
-        forced = Forced(base, unfolded(flops_of_blocks(model, base, blocks)), Options(stages=3))
+        return model, Forced(Study.of(Recipe(model), batch, "adamw", blocks), Options(stages=stages))
+
+
+@pytest.mark.parametrize("cards", [2, 3])
+def test_stages_are_cut_anew_for_other_devices(cards: int) -> None:
+    """As they would be if the model were annotated so."""
+    model, forced = forced_of(10, 3)
+    cluster = ClusterSpec.load(f"{cards}x{V100}")
     whalepy.annotate(model, {"blocks.*": whalepy.stage()})  # what stands on it is of no matter
-    found = forced.on(ClusterSpec.load(cluster), 3)
+    found = forced.on(cluster, 3)
     assert found is not None and len(model.get_submodule("blocks")._modules) == 10
-    tried, told, _ = tried_of(Case(plain, bounds, cluster, options={"microbatches": 3}), fold=True)
-    assert told[0].modules[1:] == tuple(f"blocks.{k}" for k in range(bounds[1]))
-    assert found.step_s == tried.step_s and found.filled == tried.filled
+    told = [candidate_of(found).plan.stages[k].rank_of for k in range(cards)]
+    assert told == [(k,) for k in range(cards)]
+    other, batch = plain(10)
+    with folded(model, scopes={}):
+        staged, options = search(forced.base, cluster, Options(stages=cards))
+    whalepy.annotate(other, staged.scopes)
+    with folded(other, fold=False) as blocks:
+        tried = tried_in_stages(Study.of(Recipe(other), batch, "adamw", blocks), cluster, options, staged)
+        assert found.step_s == pytest.approx(tried.step_s, rel=0.01)
+        assert found.filled == pytest.approx(tried.filled, rel=0.01)
     assert forced.on(ClusterSpec.load(f"1x{V100}"), 3) is None
 
 
 def test_what_each_device_adds_to_stages() -> None:
     """Three stages without one of three equal cards are two."""
-    model, batch = plain(9)
-    with folded(model) as blocks:
-        base = Study.of(Recipe(model), batch, "adamw", blocks)
-        forced = Forced(base, unfolded(flops_of_blocks(model, base, blocks)), Options(stages=3))
+    _, forced = forced_of(9, 3)
     best, two = (forced.on(ClusterSpec.load(f"{count}x{V100}"), 3) for count in (3, 2))
     assert best is not None and two is not None
     seen: list[ClusterSpec] = []
-    added = adds_in_stages(best, lambda others: seen.append(others) or forced.on(others, 3))
+
+    def without(others: ClusterSpec) -> PipelineTried | None:
+        seen.append(others)
+        return forced.on(others, 3)
+
+    added = adds_in_stages(best, without)
     assert len(seen) == 1 and added == dict.fromkeys(range(3), 1 - best.step_s / two.step_s)
 
 

@@ -1,17 +1,14 @@
-"""Stages that are forced on a model: cut anew for other devices, without another capture."""
+"""Stages for other devices than those that are asked for, without another capture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
+from whalepy.dryrun.chosen import forced
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.pipeline import PipelineTried
-from whalepy.dryrun.staged import Staged, tried_in_stages
-from whalepy.dryrun.stages import Block, staging
+from whalepy.dryrun.staged import tried_in_stages
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.hardware.cluster import ClusterSpec
@@ -20,35 +17,30 @@ from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 
 @dataclass(frozen=True)
 class Forced:
-    """A model that is put in stages: the study of its repeated blocks without them, and all its blocks."""
+    """A model that is put in stages: the study of the blocks that repeat, and what is asked for."""
 
     base: Study
-    blocks: Sequence[Block]
     options: Options
 
-    @property
-    def model(self) -> nn.Module:
-        """The model, whole."""
-        return self.base.recipe.model
+    def on(self, cluster: ClusterSpec, stages: int) -> PipelineTried | None:
+        """The pipeline on other devices, of as many stages as they allow at most, and as many replicas.
 
-    def on(self, cluster: ClusterSpec, microbatches: int) -> PipelineTried | None:
-        """The pipeline on other devices: of as many stages as they allow at most, and as many replicas.
-
-        None where two stages are too many, or the blocks do not follow each other. Raises PlanError as `staging` does.
+        None where there would not be two stages, or the blocks do not follow each other. Raises PlanError where what is
+        asked for cannot be met.
         """
-        options = self.options
-        chunks = parse_kind(options.schedule or DEFAULT).chunks or 1
-        most = chunks * (len(cluster.devices) // (options.split or 1))
-        count = min(options.stages or 1, most)
+        asked, model = self.options, self.base.recipe.model
+        chunks = parse_kind(asked.schedule or DEFAULT).chunks or 1
+        count = min(stages, chunks * (len(cluster.devices) // (asked.split or 1)))
         if count < 2:
             return None
-        free = options.shares if options.shares == "equal" else None
-        now = replace(options, stages=count, replicate=None, shares=free, microbatches=microbatches)
-        made = staging(now, self.blocks, cluster, type(self.model).__name__)
-        with folded(self.model, least=LEAST_IN_STAGES, scopes=made.scopes) as kept:
-            own = {at: made.scopes[first] for at, (first, *_) in zip(kept.paths, kept.stand_for, strict=True)}
-            study = grown(self.base, kept, {"": made.scopes.get("", ()), **own})
+        shares = asked.shares if asked.shares == "equal" else None
+        with folded(model, scopes={}):
+            staged, options = forced(self.base, cluster, replace(asked, stages=count, replicate=None, shares=shares))
+        with folded(model, least=LEAST_IN_STAGES, scopes=staged.scopes) as kept:
+            paths = {first: path for path, (first, *_) in zip(kept.paths, kept.stand_for, strict=True)}
+            own = {path: chain for path, chain in staged.scopes.items() if path in paths or path not in kept.whole}
+            study = grown(self.base, kept, {paths.get(path, path): chain for path, chain in own.items()})
             if study is None:
                 return None
-            tried = tried_in_stages(study, cluster, now, Staged(made.name))
+            tried = tried_in_stages(study, cluster, options, staged)
             return tried if tried.verdict else None  # what it holds is rehearsed here, while the blocks are these

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from torch.utils import _pytree as pytree
 from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, replicated, saved, sizes_of, subject_of
 from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
+from whalepy.dryrun.chosen import as_chosen, choices_of, estimates_of, forced, staging_of, surveyed, with_estimates
 from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
@@ -20,14 +23,13 @@ from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.staged import Staged, saved_in_stages
-from whalepy.dryrun.stages import flops_of_blocks, staging, unfolded
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.targets import Target, target_of
 from whalepy.dryrun.tried import Balance, Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
-from whalepy.planner.forecast import Forecast
+from whalepy.planner.forecast import Alternative, Forecast
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
 from whalepy.primitives import Primitive, annotate, scopes_on
@@ -129,34 +131,44 @@ def _answered(
         return answer(study, recipe.model, cluster, options, subject, progress, tried)
 
     progress("capturing the model")
+    model = recipe.model
     staged = Staged() if given is None else Staged.saved(given, str(request.plan))
-    forced: Forced | None = None
+    estimates: tuple[Alternative, ...] = ()
+    again: Forced | None = None
     if options.stages is not None:
-        staged, forced = _put_in_stages(recipe, example, cluster, options, request, progress)
-    elif given is None and not _stages_on(recipe.model):
-        with folded(recipe.model) as blocks:
-            study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
-            if study is not None and not stages_in(study.program):
+        staged, options, again = _put_in_stages(recipe, example, cluster, options, request, progress)
+    elif given is None and not _stages_on(model):
+        with _unstaged(recipe, example, request) as study:
+            if not stages_in(study.program):
                 _check_no_schedule(options)
-                return (*of(study), None)
+                found = None
+                if request.stages is None and _is_bare(study) and len(cluster.devices) > 1:
+                    found, estimates = _instead(study, cluster, options, progress)
+                if found is None:
+                    forecast, best = of(study)
+                    return with_estimates(forecast, estimates), best, None if study.blocks.folds else study
+                staged, again = _with_base(study, found, options, cluster, progress)
+                options = found[1]
+        annotate(model, staged.scopes)
 
     def in_stages(study: Study) -> tuple[Forecast, Tried]:
-        if options.stages is None:
+        if staged.given is None and not staged.flags:
             _check_degrees(options)
         _check_saved(study, given)
         subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
-        return answer_in_stages(study, cluster, options, subject, progress, staged)
+        forecast, best = answer_in_stages(study, cluster, options, subject, progress, staged)
+        return with_estimates(forecast, estimates), best
 
-    put = _stages_on(recipe.model)
+    put = _stages_on(model)
     if put and given is None:
-        with folded(recipe.model, least=LEAST_IN_STAGES) as blocks:
-            study = None if forced is None else grown(forced.base, blocks, scopes_on(recipe.model))
+        with folded(model, least=LEAST_IN_STAGES) as blocks:
+            study = None if again is None else grown(again.base, blocks, scopes_on(model))
             if study is None and blocks.folds:
                 study = _folded_study(recipe, example, request, blocks)
             found = in_stages(study) if study is not None and put.issuperset(stages_in(study.program)) else None
         if found is not None:
-            return (*(found if forced is None else _with_adds(*found, forced, progress)), None)
-    with folded(recipe.model, fold=False) as blocks:
+            return (*(found if again is None else _with_adds(*found, again, progress)), None)
+    with folded(model, fold=False) as blocks:
         study = _study(recipe, example, request, blocks)
         if not stages_in(study.program):
             _check_no_schedule(options)
@@ -165,17 +177,58 @@ def _answered(
 
 
 def _with_adds(
-    forecast: Forecast, best: Tried, forced: Forced, progress: Callable[[str], None]
+    forecast: Forecast, best: Tried, again: Forced, progress: Callable[[str], None]
 ) -> tuple[Forecast, Tried]:
     """The forecast with what each device adds to stages that are cut anew for the others."""
     progress("without a device")
-    added = adds_in_stages(best, lambda others: forced.on(others, best.candidate.microbatches))
+    added = adds_in_stages(best, lambda others: again.on(others, len(forecast.stages)))
     return replace(forecast, devices=tuple(replace(d, adds=added[d.rank]) for d in forecast.devices)), best
+
+
+@contextmanager
+def _unstaged(recipe: Recipe, example: Any, request: Request) -> Generator[Study]:
+    """The study of the model without most of its blocks; of the whole model where that cannot be."""
+    with folded(recipe.model) as blocks:
+        study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
+        if study is not None:
+            yield study
+            return
+    with folded(recipe.model, fold=False) as blocks:
+        yield _study(recipe, example, request, blocks)
 
 
 def _stages_on(model: nn.Module) -> set[Primitive]:
     """The stages that stand on modules; a block that is left out takes none with it that the code itself enters."""
     return {scope for chain in scopes_on(model).values() for scope in chain if scope.kind == "stage"}
+
+
+def _is_bare(study: Study) -> bool:
+    """Whether the model has no annotations."""
+    return not any(op.scope for op in study.program.operators if op.kind == "call")
+
+
+_Found = tuple[Staged, Options]
+
+
+def _instead(
+    study: Study, cluster: ClusterSpec, options: Options, progress: Callable[[str], None]
+) -> tuple[_Found | None, tuple[Alternative, ...]]:
+    """The best stages, where they beat one stage on all that is used, and what the search expects of the best ways."""
+    progress("looking for the best stages")
+    found = surveyed(study, cluster)
+    choices = choices_of(found, cluster, options)
+    estimates = estimates_of(choices, cluster)
+    if not choices or len(choices[0].sizes) == 1:
+        return None, estimates
+    one = next((choice.step_s for choice in choices if len(choice.sizes) == 1), math.inf)
+    if choices[0].step_s > one * _WORTH_IT:
+        return None, estimates
+    staging = staging_of(found, choices[0], len(cluster.devices))
+    return (Staged.made(staging), as_chosen(options, choices[0])), estimates
+
+
+_WORTH_IT = 0.97
+"""Stages are taken for what they are expected to gain by more than this: one stage is simpler, and known better."""
 
 
 def _put_in_stages(
@@ -185,33 +238,30 @@ def _put_in_stages(
     options: Options,
     request: Request,
     progress: Callable[[str], None],
-) -> tuple[Staged, Forced | None]:
-    """The stages that are forced, put on the model, and how to cut others if its repeated blocks stand for all.
+) -> tuple[Staged, Options, Forced | None]:
+    """The stages that are forced, put on the model. Raises PlanError for a model that has annotations of its own."""
+    with _unstaged(recipe, example, request) as study:
+        if not _is_bare(study):
+            raise PlanError(
+                "the model is annotated, so stages cannot be forced",
+                fix="leave out --stages, or return a model without annotations",
+            )
+        progress(f"looking for the best {options.stages} stages")
+        found = forced(study, cluster, options)
+        staged, again = _with_base(study, found, options, cluster, progress)
+    annotate(recipe.model, staged.scopes)
+    return staged, found[1], again
 
-    Raises PlanError for a model that has annotations of its own.
-    """
-    model = recipe.model
-    weighed = baselines = base = None
-    with folded(model) as blocks:
-        study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
-        weighed = None if study is None else flops_of_blocks(model, study, blocks)
-        if study is not None and not stages_in(study.program):
-            progress("the whole model on every device")
-            base, baselines = study, replicated(study, cluster, options)
-    if weighed is None:
-        with folded(model, fold=False) as blocks:
-            study = _study(recipe, example, request, blocks)
-            weighed = flops_of_blocks(model, study, blocks)
-    assert study is not None
-    if any(op.scope for op in study.program.operators if op.kind == "call"):
-        raise PlanError(
-            "the model is annotated, so stages cannot be forced",
-            fix="leave out --stages, or return a model without annotations",
-        )
-    made = staging(options, unfolded(weighed), cluster, type(model).__name__)
-    annotate(model, made.scopes)
-    forced = None if base is None else Forced(base, unfolded(weighed), options)
-    return Staged(made.name, made.flags, made.text, baselines=baselines), forced
+
+def _with_base(
+    study: Study, found: _Found, asked: Options, cluster: ClusterSpec, progress: Callable[[str], None]
+) -> tuple[Staged, Forced | None]:
+    """Stages with the whole model tried beside them, and how to cut others; neither without blocks that repeat."""
+    staged, options = found
+    if not study.blocks.folds:
+        return staged, None
+    progress("the whole model on every device")
+    return replace(staged, baselines=replicated(study, cluster, options)), Forced(study, asked)
 
 
 def _check_no_schedule(options: Options) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
+from whalepy.dryrun.stages import Staging
 from whalepy.dryrun.study import Cut, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError
@@ -14,6 +15,7 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import StageForecast
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import COMPUTES, SENDS, Op
+from whalepy.primitives import Primitive
 from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.planning import Choices, planned
 
@@ -28,8 +30,15 @@ class Staged:
     annotations: str = ""
     given: Plan | None = None
     """A saved plan, to be costed anew."""
+    scopes: Mapping[str, Sequence[Primitive]] = field(default_factory=dict[str, Sequence[Primitive]])
+    """What puts a model in these stages."""
     baselines: tuple[Tried, ...] | None = None
     """The whole model on every device, where it was tried already; none where that cannot be."""
+
+    @classmethod
+    def made(cls, staging: Staging) -> Staged:
+        """Stages that are put on a model."""
+        return cls(staging.name, staging.flags, staging.text, scopes=staging.scopes)
 
     @classmethod
     def saved(cls, plan: Plan, file: str) -> Staged:

@@ -313,7 +313,7 @@ class Candidate:
         key = self._alike(rank), rows, tuple(sorted({1, larger, *cuts} - {0, self.microbatches}))
         if key not in self.known:
             small = self._few(rows)
-            recorded, more = self._recorded(rank, small), 0
+            recorded, more = self.recording(rank, small), 0
             if small < rows:
                 recorded, more = self._with_prelude_of(rank, rows, recorded)
             bounds = [0, *key[2], self.microbatches] if self.microbatches > 1 else [0, 1]
@@ -326,7 +326,7 @@ class Candidate:
         if not recorded.prelude:
             small = self._few(rows)
             return recorded, round(recorded.inputs * (rows / small - 1)) if small else 0
-        whole = self._recorded(rank, rows)
+        whole = self.recording(rank, rows)
         more = whole.inputs - recorded.inputs
         ahead = (replace(event, memory=event.memory - more, peak=event.peak - more) for event in whole.prelude)
         return replace(recorded, prelude=tuple(ahead)), more
@@ -343,7 +343,8 @@ class Candidate:
             return 0
         return 2 if larger > 1 and stop > larger else 1
 
-    def _recorded(self, rank: int, rows: int) -> Recorded:
+    def recording(self, rank: int, rows: int) -> Recorded:
+        """What was run of a rank with so many rows of its own, all of them without savings of ZeRO."""
         key = self._alike(rank), rows, self.savings.recompute, self.savings.regathers
         if key not in self.cut.recorded:
             main, plan = _with_equal_rows(self.main, self.plan)

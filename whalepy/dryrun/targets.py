@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -191,10 +192,24 @@ def _module_of_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
+        with _known_as(path.stem, module):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise PlanError(f"{path} cannot be imported: {type(error).__name__}: {_sentence(error)}") from error
     return module
+
+
+@contextmanager
+def _known_as(name: str, module: Any) -> Generator[None]:
+    """Found among the modules while it is imported: its dataclasses look there for what their annotations name."""
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)
+        if before is not None:
+            sys.modules[name] = before
 
 
 def _module(name: str) -> Any:

@@ -14,14 +14,17 @@ from whalepy.hardware.measured import Measured
 __all__ = ["RankReport", "match_ranks", "report_this_rank", "spec_from_reports"]
 
 
-def report_this_rank(device: torch.device, measured: Measured | None = None) -> RankReport:
-    """Host, type, free memory and local rank of this process; its speed too where it was measured."""
+def report_this_rank(device: torch.device, measured: Measured | None = None, speed: float | None = None) -> RankReport:
+    """Host, type, free memory and local rank of this process; its speed too where it was measured.
+
+    `speed`: in FLOP/s, while all ranks compute; else the best that was measured.
+    """
     return RankReport(
         host=socket.gethostname(),
         type=type_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu",
         memory_bytes=_free_bytes(device),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        speed=measured.rate() or None if measured else None,
+        speed=speed or (measured.rate() or None if measured else None),
         measured=measured,
     )
 

@@ -1,0 +1,174 @@
+"""Pipelines on ranks of unequal speed: cut by measured speeds against even cuts.
+
+    python -m benchmarks.unequal_stages [--kind NAME] [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
+
+Gloo ranks with one thread each (sched_setaffinity):
+- 2 stages: the second rank shares its core with a process that never stops: speed 2:1;
+- 3 stages: the second and third rank share a core: speed 2:1:1.
+
+8 blocks of the model of benchmarks/blocks.py, 16 x 128 ids, 8 microbatches, 1F1B; a step is forward, backward and
+gradients that are ready. The ranks measure their speeds as `compile` does without a cluster; blocks, counted in
+floating-point operations (the embedding with the first, the head with the last), are cut so that the slowest stage ends
+earliest (`whalepy.dryrun.stages.cut_evenly`), against equal numbers of blocks, in turns in the same processes. `bound`
+is what these counts and 2:1 or 2:1:1 say of the slowest stages. Before anything is timed, loss and all gradients are
+compared with the local model.
+
+A rank that waits leaves the core to the one it shares it with: with three stages each is then faster than half of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import whalepy
+from benchmarks.blocks import ROWS, loss_of, made
+from benchmarks.pairs import OTHERS, in_turns, machine
+from benchmarks.pipeline import MICROBATCHES, Way, differences, expected, on_ranks, units
+from benchmarks.unequal_devices import gain
+from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.stages import cut_evenly, flops_of_blocks, unfolded
+from whalepy.dryrun.study import Study
+from whalepy.runtime.build import Recipe
+from whalepy.runtime.groups import start_process_group
+from whalepy.runtime.measure_together import speed_together
+
+BLOCKS = 8
+KINDS = {"2 stages": (1.0, 0.5), "3 stages": (1.0, 0.5, 0.5)}
+"""The speeds that are meant."""
+CPU = torch.device("cpu")
+
+
+@cache
+def weights() -> tuple[float, ...]:
+    """Floating-point operations of each block."""
+    model, batch = made(ROWS, BLOCKS)
+    with folded(model, fold=False) as blocks:
+        study = Study.of(Recipe(model, loss_of), batch, "sgd", blocks)
+        return tuple(block.flops for block in unfolded(flops_of_blocks(model, study, blocks)))
+
+
+def planned_cut(speeds: Sequence[float]) -> list[int]:
+    """Blocks of each stage for ranks of these speeds."""
+    return cut_evenly(weights(), speeds)
+
+
+def even_cut(stages: int) -> list[int]:
+    """As many blocks in each, the first ones more."""
+    each, more = divmod(BLOCKS, stages)
+    return [each + (k < more) for k in range(stages)]
+
+
+def slowest(sizes: Sequence[int], speeds: Sequence[float]) -> float:
+    """What the slowest stage takes, in operations over speed."""
+    bounds = [0, *accumulate(sizes)]
+    return max(sum(weights()[a:b]) / speed for (a, b), speed in zip(pairwise(bounds), speeds, strict=True))
+
+
+def in_stages(sizes: Sequence[int]) -> Way:
+    """The pipeline of one rank per stage."""
+    model, batch = made(ROWS, BLOCKS)
+    embedding, *blocks, head = units(model)
+    bounds = [0, *accumulate(sizes)]
+    groups = [blocks[a:b] for a, b in pairwise(bounds)]
+    groups[0], groups[-1] = [embedding, *groups[0]], [*groups[-1], head]
+    for group in groups:
+        whalepy.annotate(model, dict.fromkeys(group, whalepy.stage()))
+    options: dict[str, Any] = {"schedule": "1f1b", "microbatches": MICROBATCHES, "loss_fn": loss_of}
+    parallel = whalepy.compile(model, f"{len(sizes)}xcpu", batch, **options)
+    rows = parallel.local_batch(batch)
+    return Way(lambda: parallel.train_step(*rows), {"": parallel})
+
+
+def on_rank(kind: str, pairs: int, others: float, limit_s: float) -> dict[str, Any]:
+    """All figures of one kind. Raises ValueError for other numbers than the local model's, or without a round."""
+    meant, cores = KINDS[kind], sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[min(dist.get_rank(), 1)]})
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    speeds: list[Any] = [None] * len(meant)
+    dist.all_gather_object(speeds, speed_together(CPU, start_process_group(CPU)))
+    planned, even = planned_cut(speeds), even_cut(len(meant))
+    ways = {"planned": in_stages(planned), "even": in_stages(even)}
+    wrong = {name: differences(way, *expected(ROWS, BLOCKS)) for name, way in ways.items()}
+    if any(wrong.values()):
+        raise ValueError(f"not the same loss and gradients: {wrong}")
+
+    def forget() -> None:
+        for way in ways.values():
+            way.forget()
+
+    found, repeated = in_turns([way.step for way in ways.values()], forget, pairs, others=others, limit_s=limit_s)
+    if not found[0]:
+        raise ValueError(f"other processes were busy in all {repeated} rounds")
+    return {
+        "kind": kind,
+        "speeds": [round(speed / max(speeds), 3) for speed in speeds],
+        "planned_blocks": ":".join(map(str, planned)),
+        "even_blocks": ":".join(map(str, even)),
+        "bound": round(slowest(even, meant) / slowest(planned, meant), 4),
+        **gain(found[1], found[0]),
+        "repeated_rounds": repeated,
+        "others_at_most": others,
+        "steps_ms": [[round(1e3 * a, 2), round(1e3 * b, 2)] for a, b in zip(*found, strict=True)],
+    }
+
+
+def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one kind; the process that shares a core of two stages counts as no other."""
+    if len(KINDS[kind]) > 2:
+        return on_ranks(len(KINDS[kind]), on_rank, kind, options.pairs, options.others, options.limit)
+    cores = sorted(os.sched_getaffinity(0))
+    burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    os.sched_setaffinity(burning.pid, {cores[1]})
+    try:
+        allowed = options.others + 1 / (os.cpu_count() or 1)
+        return on_ranks(2, on_rank, kind, options.pairs, allowed, options.limit)
+    finally:
+        burning.kill()
+        burning.wait()
+
+
+def shown(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return (
+        f"{row['kind']}: speeds {row['speeds']}, blocks {row['planned_blocks']} {row['planned_ms']:.1f} ms, "
+        f"{row['even_blocks']} {row['other_ms']:.1f} ms, {row['gain']:.3f} x [{low:.3f}, {high:.3f}] "
+        f"in {row['pairs']} pairs, bound {row['bound']:.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", action="append", choices=list(KINDS), help="default: both")
+    parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--others", type=float, default=OTHERS, help="share of the cores that others may take")
+    parser.add_argument("--limit", type=float, default=400.0, help="seconds after which no pairs are added")
+    parser.add_argument("--results", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    before = machine()
+    for kind in options.kind or KINDS:
+        rows.append(measured(kind, options))
+        print(shown(rows[-1]), flush=True)
+    print(f"load before {before['load']}, after {machine()['load']}")
+    if options.results:
+        made_of = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.unequal_stages"}
+        options.results.write_text(json.dumps({**made_of, **before, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The joint search over stages, copies, splits, rows and microbatches, against every way there is on small cases."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.block_table import BlockWork, Lent, Way
+from whalepy.planner.search import Choice, Limits, Search, best_choices
+from whalepy.planner.units import units_of
+from whalepy.planner.work import Event, Holdings
+
+MIB = 2**20
+
+
+@dataclass
+class Blocks:
+    """Blocks of given FLOPs a row, of given parameters, that keep given bytes a row."""
+
+    flops: Sequence[int]
+    parameters: Sequence[int]
+    saved: Sequence[int]
+    rows: int
+    splits: Sequence[int] = (1, 2)
+    lent: Sequence[Lent] = ()
+    order: Sequence[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = range(len(self.flops))
+
+    def works(self, way: Way, rows: int) -> list[BlockWork]:
+        return [self._work(way, rows, k) for k in self.order]
+
+    def _work(self, way: Way, rows: int, k: int) -> BlockWork:
+        size, kept = self.parameters[k] // way.split, rows * self.saved[k] // way.split
+        forward = Event("forward", "", rows * self.flops[k] // way.split, kept, "float32", 0, 0)
+        back = Event("backward", "", 2 * forward.flops, 2 * kept, "float32", 0, 0)
+        sum_ = Event("forward", "", 0, rows * 4096, "float32", 0, 0, "all-reduce", 0)
+        between = (sum_,) if way.split > 1 else ()
+        holdings = Holdings(4 * size, 0, 4 * size, 4 * size, 8 * size)
+        return BlockWork((forward, *between), (back, *between), kept, kept // 4, rows * 4096, holdings)
+
+    def update(self, way: Way) -> list[Event]:
+        return [Event("optimizer", "", 0, 28 * sum(self.parameters) // way.split, "float32", 0, 0)]
+
+
+def blocks(draw: random.Random, *, rows: int = 8) -> Blocks:
+    count = draw.randint(2, 5)
+    return Blocks(
+        [draw.randint(1, 40) * 10**9 for _ in range(count)],
+        [draw.randint(1, 60) * MIB for _ in range(count)],
+        [draw.randint(1, 300) * MIB for _ in range(count)],
+        rows,
+    )
+
+
+CLUSTERS = ("2xV100-SXM2-16GB + 1xT4", "1xT4 + 1xP100-PCIE-16GB", "3xT4", "2xT4 + 1xP100-PCIE-16GB + 1xV100-SXM2-16GB")
+
+
+def every_choice(table: Blocks, cluster: ClusterSpec) -> Iterator[Choice]:
+    """Every split, every number of stages and copies, every order of units, every cut, every number of microbatches."""
+    search = Search(table, cluster, Limits(), 1)
+    for split in table.splits:
+        units = [unit for own in units_of(cluster, split) for unit in own]
+        for stages in range(1, min(len(units), len(table.flops)) + 1):
+            for copies in range(1, len(units) // stages + 1):
+                for chosen in itertools.permutations(units, stages * copies):
+                    groups = tuple(chosen[k * copies : (k + 1) * copies] for k in range(stages))
+                    yield from _of_groups(search, Way(split), groups)
+
+
+def _of_groups(search: Search, way: Way, groups: tuple[tuple[object, ...], ...]) -> Iterator[Choice]:
+    form = search.form_of(way, 0, len(groups), groups)  # type: ignore[arg-type]
+    copies = len(groups[0])
+    counts = {math.ceil(search.table.rows // copies / (1 << k)) for k in range(4)}
+    for microbatches in sorted(count for count in counts if count >= 1):
+        for rows in _shares(search.table.rows, copies):
+            if min(rows) >= (microbatches if len(groups) > 1 else 1):
+                made = search.with_rows(form, microbatches, rows)
+                if made is not None:
+                    yield made[0]
+
+
+def _shares(rows: int, copies: int) -> Iterator[tuple[int, ...]]:
+    if copies == 1:
+        yield (rows,)
+        return
+    for first in range(1, rows - copies + 2):
+        for rest in _shares(rows - first, copies - 1):
+            yield (first, *rest)
+
+
+@pytest.mark.parametrize("seed", range(48))
+def test_within_two_per_cent_of_every_way_there_is(seed: int) -> None:
+    draw = random.Random(seed)
+    cluster = ClusterSpec.load(CLUSTERS[seed % 3])
+    table = blocks(draw)
+    best = min((choice.step_s for choice in every_choice(table, cluster)), default=math.inf)
+    found = best_choices(table, cluster)
+    assert bool(found) == math.isfinite(best)
+    if found:
+        assert found[0].step_s <= 1.02 * best
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_what_is_found_is_legal(seed: int) -> None:
+    """Every block and every row once, devices used once, and nothing over its memory; or nothing, and a reason."""
+    draw = random.Random(seed)
+    cluster = ClusterSpec.load(draw.choice(CLUSTERS))
+    table = blocks(draw, rows=draw.randint(1, 40))
+    for choice in best_choices(table, cluster, Limits(filled=draw.choice((0.84, 1.0)))):
+        used = [device for group in choice.groups for unit in group for device in unit.devices]
+        assert len(set(used)) == len(used) == choice.devices
+        assert sum(choice.sizes) == len(table.flops) and min(choice.sizes) >= 1
+        assert sum(choice.rows) == table.rows and len(choice.rows) == choice.copies
+        assert len(choice.groups) == len(choice.sizes) and {len(g) for g in choice.groups} == {choice.copies}
+        assert 0 < choice.filled <= 1.0 and choice.step_s > 0
+
+
+def test_the_same_every_time() -> None:
+    table, cluster = blocks(random.Random(1)), ClusterSpec.load(CLUSTERS[3])
+    assert best_choices(table, cluster) == best_choices(blocks(random.Random(1)), cluster)
+
+
+def test_a_card_that_slows_the_rest_is_left_out() -> None:
+    """One row more than the fast card can take in the same time costs the slow one longer than the whole step."""
+    table = Blocks([10**12] * 2, [200 * MIB] * 2, [MIB] * 2, rows=4)
+    (first, *_) = best_choices(table, ClusterSpec.load("1xH100-SXM + 1xT4"))
+    assert first.devices == 1
+
+
+def test_memory_decides_where_speed_does_not() -> None:
+    """Two parts of a model that fills a card go to two cards, and the larger memory takes more of it."""
+    table = Blocks([10**9] * 8, [300 * MIB] * 8, [MIB] * 8, rows=4, splits=(1,))
+    (first, *_) = best_choices(table, ClusterSpec.load("1xV100-SXM2-32GB + 1xV100-SXM2-16GB"), Limits(stages=2))
+    sizes = dict(zip((group[0].devices[0] for group in first.groups), first.sizes, strict=True))
+    assert sizes[0] > sizes[1]

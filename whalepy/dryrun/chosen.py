@@ -1,0 +1,233 @@
+"""The stages that a search finds for a model, as annotations that force them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+from whalepy.dryrun.blocks import Blocks, module_of
+from whalepy.dryrun.recompute import Recompute
+from whalepy.dryrun.shares import equal_rows
+from whalepy.dryrun.staged import Staged
+from whalepy.dryrun.stages import Staging, degrees_of
+from whalepy.dryrun.strategies import levels_of, only
+from whalepy.dryrun.study import Study
+from whalepy.dryrun.table import ModelTable
+from whalepy.dryrun.tried import TIGHT, Balance, Options
+from whalepy.errors import PlanError
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.block_table import Way
+from whalepy.planner.forecast import Alternative, Forecast
+from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
+from whalepy.planner.search import Choice, Limits, best_choices
+from whalepy.planner.shares import round_shares
+from whalepy.planner.whale import whale_cut
+from whalepy.primitives import Primitive, replicate, split, stage
+from whalepy.primitives import cluster as cluster_scope
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A model whose blocks have been measured out for a cluster."""
+
+    table: ModelTable
+    paths: tuple[str, ...]
+    """Of its blocks, in the order in which they run."""
+    modules: Mapping[str, int]
+    """Modules outside all blocks -> the place of the block that they run with, for those that run with one alone."""
+    flops: tuple[float, ...]
+    """Of each block with a few rows."""
+    in_time: bool
+    """Whether the loss can be computed in microbatches."""
+
+
+def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
+    """What a search needs to know of a model, which may be folded. One without lists is cut between its children."""
+    known = study
+    if not study.blocks.paths:
+        children = study.recipe.model.named_children()
+        blocks = Blocks(tuple(name for name, child in children if any(True for _ in child.modules())))
+        known = replace(study, blocks=blocks, cuts={})
+    table = ModelTable(known, cluster)
+    paths = known.blocks.whole or known.blocks.paths
+    places = tuple(paths[k] for k in table.places)
+    works = table.works(Way(), table.some)
+    flops = [float(sum(event.flops for event in work.forward)) for work in works]
+    return Surveyed(table, places, _modules(table), tuple(flops[k] for k in table.order), _in_time(study, cluster))
+
+
+def _modules(table: ModelTable) -> dict[str, int]:
+    program, found = table.study.program, dict[str, set[int]]()
+    for op, node, block in zip(program.operators, program.nodes, table.turn_of, strict=True):
+        path = module_of(node)
+        if op.kind == "call" and path and table.study.blocks.of(path) < 0 and not _holds_blocks(path, table):
+            found.setdefault(path, set()).add(block)
+    last = {number: place for place, number in enumerate(table.ran[k] for k in table.order)}
+    first = {table.ran[0]: 0}
+    return {path: {**last, **first}[blocks.pop()] for path, blocks in found.items() if len(blocks) == 1}
+
+
+def _holds_blocks(path: str, table: ModelTable) -> bool:
+    return any(block.startswith(f"{path}.") for block in table.study.blocks.paths)
+
+
+def _in_time(study: Study, cluster: ClusterSpec) -> bool:
+    """Whether the model may be trained in microbatches: its loss is a sum over rows, and no statistics are of all."""
+    if study.rows < 2 or any(way.kernel == "batch_statistics" for op in study.program.operators for way in op.options):
+        return False
+    one = only(cluster, {0})
+    try:
+        study.candidate(levels_of(1, 1), one, one.speeds(), 2)
+    except PlanError:
+        return False
+    return True
+
+
+def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options, *, least: int = 1) -> list[Choice]:
+    """The best ways to put the model on the cluster, in `least` stages or more, best first; none where nothing fits."""
+    shares = options.shares if isinstance(options.shares, tuple) else None
+    savings = [(options.zero or 0, options.recompute or "none")]
+    if options.saves_freely:
+        savings += [(0, "selective"), (0, "full")]
+    limits = Limits(
+        stages=options.stages,
+        least_stages=least,
+        chunks=parse_kind(options.schedule or DEFAULT).chunks or 1,
+        replicate=options.replicate,
+        split=options.split,
+        microbatches=options.microbatches,
+        equal="equal" in (options.shares, options.balance),
+        shares=shares,
+        in_time=found.in_time,
+    )
+    for filled in (TIGHT, 1.0, *([_ANY] if options.stages else [])):
+        for one in savings if filled <= 1 else savings[:1]:
+            choices = best_choices(found.table, cluster, replace(limits, savings=(one,), filled=filled))
+            if choices:
+                return choices
+    return []
+
+
+_ANY = 2.0**20
+"""Of forced stages it is told what is missing: as if memories were so many times larger."""
+
+
+def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged, Options]:
+    """The stages that are asked for, and the options that they are run with.
+
+    Raises PlanError where blocks or devices are too few.
+    """
+    found = surveyed(study, cluster)
+    model, count = study.recipe.model, options.stages or 1
+    if count > len(found.paths):
+        paths = ", ".join(found.paths[:3]) + (", ..." if len(found.paths) > 3 else "")
+        raise PlanError(
+            f"--stages {count}, but {type(model).__name__} has {len(found.paths)} blocks to cut between: {paths}",
+            fix=f"choose at most {len(found.paths)} stages, or annotate the model with whalepy.stage()",
+        )
+    degrees_of(options, len(cluster.devices))
+    choices = choices_of(found, cluster, options)
+    if not choices:
+        raise PlanError(
+            f"{count} stages cannot be met with what else is forced",
+            fix="leave out --microbatches, --replicate, --split or --shares",
+        )
+    choice = _balanced(found, choices[0], cluster, options.balance)
+    made = staging_of(found, choice, len(cluster.devices))
+    if options.balance != "exact":
+        name, flags = f"{made.name} by {_BALANCES[options.balance]}", f"{made.flags} --balance {options.balance}"
+        made = replace(made, name=name, flags=flags)
+    return Staged.made(made), as_chosen(options, choice)
+
+
+_BALANCES = {"whale": "Whale's cut", "equal": "number of blocks"}
+
+
+def _balanced(found: Surveyed, choice: Choice, cluster: ClusterSpec, balance: Balance) -> Choice:
+    """The same with the rows and the cut of a baseline."""
+    count = len(choice.sizes)
+    if balance == "equal":
+        return replace(choice, sizes=equal_rows(len(found.paths), count))
+    if balance == "whale":
+        speeds = cluster.speeds()
+        paces = [[sum(speeds[d] for d in unit.devices) for unit in group] for group in choice.groups]
+        sizes = whale_cut(found.flops, [sum(paces[k % len(paces)]) for k in range(count)])
+        copies = [sum(own) for own in zip(*paces, strict=True)]
+        return replace(choice, sizes=tuple(sizes), rows=round_shares(found.table.rows, copies, at_least_one=True))
+    return choice
+
+
+def as_chosen(options: Options, choice: Choice) -> Options:
+    """What stages that were found are run with."""
+    count = options.microbatches or choice.microbatches
+    return replace(options, stages=len(choice.sizes), microbatches=count, recompute=_recompute(choice.way.recompute))
+
+
+def _recompute(text: str) -> Recompute | None:
+    return None if text == "none" else text  # type: ignore[return-value]
+
+
+def estimates_of(choices: Sequence[Choice], cluster: ClusterSpec) -> tuple[Alternative, ...]:
+    """What the search expects of each."""
+    return tuple(_estimate(choice, cluster) for choice in choices)
+
+
+def _estimate(choice: Choice, cluster: ClusterSpec) -> Alternative:
+    capacity = cluster.devices[choice.tightest].memory_bytes
+    saved = () if choice.way.recompute == "none" else (f"recompute {choice.way.recompute}",)
+    count = f"{choice.microbatches} microbatch{'es' if choice.microbatches > 1 else ''}"
+    idle = len(cluster.devices) - choice.devices
+    parts = [name_of(choice), *saved, count, *([f"{idle} idle"] if idle else []), "estimated"]
+    flags = [flags_of(choice), f"--microbatches {choice.microbatches}", *(f"--{words}" for words in saved)]
+    return Alternative(
+        strategy=", ".join(parts),
+        step_time_s=choice.step_s,
+        verdict="tight" if choice.filled > TIGHT else "fits",
+        tightest=choice.tightest,
+        peak_memory_bytes=round(choice.filled * capacity),
+        memory_capacity_bytes=capacity,
+        missing_bytes={},
+        flags=" ".join(flags),
+        not_runnable=saved,
+    )
+
+
+def with_estimates(forecast: Forecast, estimates: Sequence[Alternative]) -> Forecast:
+    """The same with what was estimated and not played, for other numbers of stages than those that were."""
+    first, *played = forecast.alternatives
+    staged = len(forecast.stages) > 1
+    more = [one for one in estimates if not one.strategy.startswith(first.strategy.split(",")[0])]
+    more = [one for one in more if staged or "stages" in one.strategy]
+    others = sorted([*played, *more], key=lambda one: (one.verdict == "no", one.step_time_s))
+    return replace(forecast, alternatives=(first, *others))
+
+
+def staging_of(found: Surveyed, choice: Choice, devices: int) -> Staging:
+    """The annotations that put a model in these stages on these devices."""
+    lists = tuple(tuple(d for unit in own for d in unit.devices) for own in choice.groups)
+    plain = sum(lists, ()) == tuple(range(devices))
+    outer: list[Primitive] = [] if plain else [cluster_scope(placement=[list(own) for own in lists])]
+    if choice.copies > 1:
+        outer.append(replicate(choice.copies, shares=tuple(map(float, choice.rows))))
+    scopes: dict[str, Sequence[Primitive]] = {"": outer} if outer else {}
+    bounds = [0, *accumulate(choice.sizes)]
+    for a, b in pairwise(bounds):
+        inside = [stage(), *([split(choice.way.split)] if choice.way.split > 1 else [])]
+        scopes.update(dict.fromkeys(found.paths[a:b], inside))
+        if choice.way.split > 1:
+            scopes.update({path: inside for path, place in found.modules.items() if a <= place < b})
+    return Staging(scopes, name_of(choice), flags_of(choice))
+
+
+def name_of(choice: Choice) -> str:
+    """`replicate 2 > 4 stages > split 2`."""
+    outer = [f"replicate {choice.copies}"] if choice.copies > 1 else []
+    inner = [f"split {choice.way.split}"] if choice.way.split > 1 else []
+    middle = [f"{len(choice.sizes)} stages"] if len(choice.sizes) > 1 else []
+    return " > ".join([*outer, *middle, *inner]) or "one device"
+
+
+def flags_of(choice: Choice) -> str:
+    """The options that force it."""
+    return f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.way.split}"
