@@ -290,4 +290,4 @@ def test_stages_that_differ_in_their_repeats_are_rehearsed_once(name: str) -> No
         )
         assert len(candidate.recorded) == runs
         for rank in candidate.plan.ranks:
-            assert candidate._recorded_actions(rank) == candidate._run(rank)
+            assert candidate._recorded_actions(rank) == candidate.run(rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
@@ -14,6 +14,9 @@ from whalepy.planner.plan import StagePlan
 from whalepy.planner.schedule.actions import Action
 from whalepy.planner.work import Acted, Event, Part, RecordedActions
 from whalepy.runtime.build import Analysed
+
+if TYPE_CHECKING:
+    from whalepy.dryrun.pipeline import PipelineCandidate
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,51 @@ def _kept(kind: str, name: str, stage: Analysed) -> Hashable:
     value = place.value
     learns = None if value is None else (tuple(value.shape), str(value.dtype), value.requires_grad)
     return kind, stage.decisions.stored.get(name), stage.decisions.read.get(name), learns
+
+
+def form_of_rank(candidate: PipelineCandidate, rank: int) -> Hashable:
+    """Equal for ranks whose stages run the same programs on parts of the same sizes.
+
+    What is counted of an action is what it adds: how forwards and backwards take turns is of no matter.
+    """
+    own = candidate.plan.stages_of(rank)
+    texts = [(candidate.forms[k].text, candidate.sizes_of(k, candidate.places[k][rank])) for k in own]
+    lends = any(k in pair for pair in candidate.pipeline.parameters for k in own)
+    if lends or any(text is None for text, _ in texts):
+        return candidate.kind_of_rank(rank)
+    numbers = {k: place for place, k in enumerate(stages_beside(candidate, rank))}
+    run = set(candidate.stand_ins)
+    actions = tuple(
+        (a.op, numbers[a.stage], a.microbatch, None if a.peer is None else numbers[a.peer])
+        for a in sorted(candidate.actions[rank], key=lambda action: action.op)
+        if a.microbatch is None or a.microbatch in run
+    )
+    return tuple(texts), actions, _crossing(candidate, rank, numbers)
+
+
+def stages_beside(candidate: PipelineCandidate, rank: int) -> list[int]:
+    """The stages of a rank, and those that it gives values to or takes them from."""
+    own = candidate.plan.stages_of(rank)
+    pairs = [*candidate.pipeline.values, *candidate.pipeline.parameters]
+    return sorted({*own, *(k for pair in pairs if pair[0] in own or pair[1] in own for k in pair)})
+
+
+def _crossing(candidate: PipelineCandidate, rank: int, numbers: Mapping[int, int]) -> Hashable:
+    """What a rank sends and takes in each microbatch that is run."""
+    found: list[Hashable] = []
+    own = candidate.plan.stages_of(rank)
+    for pair, crossed in candidate.pipeline.values.items():
+        if pair[0] not in own and pair[1] not in own:
+            continue
+        boundary = candidate.boundary(crossed, pair, rank)
+        for m in sorted(set(candidate.stand_ins)):
+            sizes = candidate.crossing_sizes(pair, m)
+            traffic = boundary.traffic(m, lambda sizes=sizes: sizes, sum(sizes[0].rows.values()))
+            ways = [way for one in traffic for way in (one.sends, one.receives)]
+            each = [sorted((boundary.size_of(parts), to == rank) for to, parts in way.items()) for way in ways]
+            found.append((numbers[pair[0]], numbers[pair[1]], m, repr(each)))
+        found.append(tuple((c.learns, c.output, c.name) for c in crossed))
+    return tuple(found)
 
 
 def told_of(recorded: RecordedActions, stages: Mapping[int, int], blocks: Mapping[int, int]) -> RecordedActions:

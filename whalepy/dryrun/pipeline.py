@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 
 from whalepy.dryrun.course import Step
-from whalepy.dryrun.forms import StageForm, form_of, told_of
+from whalepy.dryrun.forms import StageForm, form_of, form_of_rank, stages_beside, told_of
 from whalepy.dryrun.model import META
 from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
 from whalepy.dryrun.silent import SilentBoundary
@@ -178,7 +178,7 @@ class PipelineCandidate(Candidate):
 
     def acts_of(self, rank: int) -> ActionsRehearsal:
         """What a rank does in each action; ranks with parts of the same sizes are rehearsed once."""
-        key = self._kind(rank)
+        key = self.kind_of_rank(rank)
         if key not in self.rehearsed:
             shardings = {k: self._sharding(k) for k in self.plan.stages_of(rank)}
             self.rehearsed[key] = whole_actions(self._recorded_actions(rank), self.study.blocks.folds, shardings)
@@ -186,18 +186,19 @@ class PipelineCandidate(Candidate):
 
     def _recorded_actions(self, rank: int) -> RecordedActions:
         """What was run of a rank; where another one runs the same program in another stage, what was run of that."""
-        form = self._form(rank)
+        form = form_of_rank(self, rank)
         if form not in self.recorded:
-            self.recorded[form] = rank, self._run(rank)
+            self.recorded[form] = rank, self.run(rank)
         other, recorded = self.recorded[form]
         if other == rank:
             return recorded
-        stages = dict(zip(self._stages_beside(other), self._stages_beside(rank), strict=True))
-        there, here = ([b for k in self.plan.stages_of(r) for b in self._forms[k].blocks] for r in (other, rank))
+        stages = dict(zip(stages_beside(self, other), stages_beside(self, rank), strict=True))
+        there, here = ([b for k in self.plan.stages_of(r) for b in self.forms[k].blocks] for r in (other, rank))
         blocks = dict(zip(there, here, strict=True))
         return told_of(recorded, stages, blocks)
 
-    def _run(self, rank: int) -> RecordedActions:
+    def run(self, rank: int) -> RecordedActions:
+        """A rehearsal of a rank."""
         study, saved = self.study, self.savings
         fused = self.cluster.devices[0].profile.vendor != "CPU"
         rehearsed = Rehearsed(
@@ -205,52 +206,9 @@ class PipelineCandidate(Candidate):
         )
         return rehearse_stages(rehearsed, self.pipeline, self.plan, rank, study.example, set(self.stand_ins))
 
-    def _form(self, rank: int) -> Hashable:
-        """Equal for ranks whose stages run the same programs on parts of the same sizes.
-
-        What is counted of an action is what it adds: how forwards and backwards take turns is of no matter.
-        """
-        own = self.plan.stages_of(rank)
-        texts = [(self._forms[k].text, self._sizes_of(k, self.places[k][rank])) for k in own]
-        lends = any(k in pair for pair in self.pipeline.parameters for k in own)
-        if lends or any(text is None for text, _ in texts):
-            return self._kind(rank)
-        numbers = {k: place for place, k in enumerate(self._stages_beside(rank))}
-        run = set(self.stand_ins)
-        actions = tuple(
-            (a.op, numbers[a.stage], a.microbatch, None if a.peer is None else numbers[a.peer])
-            for a in sorted(self.actions[rank], key=lambda action: action.op)
-            if a.microbatch is None or a.microbatch in run
-        )
-        return tuple(texts), actions, self._bytes_crossing(rank, numbers)
-
-    def _stages_beside(self, rank: int) -> list[int]:
-        """The stages of a rank, and those that it gives values to or takes them from."""
-        own = self.plan.stages_of(rank)
-        pairs = [*self.pipeline.values, *self.pipeline.parameters]
-        return sorted({*own, *(k for pair in pairs if pair[0] in own or pair[1] in own for k in pair)})
-
-    def _bytes_crossing(self, rank: int, numbers: Mapping[int, int]) -> Hashable:
-        """What a rank sends and takes in each microbatch that is run."""
-        found: list[Hashable] = []
-        own = self.plan.stages_of(rank)
-        for pair, crossed in self.pipeline.values.items():
-            if pair[0] not in own and pair[1] not in own:
-                continue
-            boundary = self._boundary(crossed, pair, rank)
-            for m in sorted(set(self.stand_ins)):
-                sizes = self._crossing_sizes(pair, m)
-                traffic = boundary.traffic(None, lambda sizes=sizes: sizes, sum(sizes[0].rows.values()))
-                ways = [way for one in traffic for way in (one.sends, one.receives)]
-                each = [
-                    sorted((boundary.size_of(parts), other == rank) for other, parts in way.items()) for way in ways
-                ]
-                found.append((numbers[pair[0]], numbers[pair[1]], m, repr(each)))
-            found.append(tuple((c.learns, c.output, c.name) for c in crossed))
-        return tuple(found)
-
     @cached_property
-    def _forms(self) -> tuple[StageForm, ...]:
+    def forms(self) -> tuple[StageForm, ...]:
+        """What ranks of different stages have in common."""
         known = self.study.blocks
         return tuple(form_of(stage, at, known) for stage, at in zip(self.stages, self.plan.stages, strict=True))
 
@@ -261,11 +219,12 @@ class PipelineCandidate(Candidate):
         level = max(levels, key=placed.mesh.__getitem__, default=0)
         return Sharding(self.savings.zero, placed.mesh[level] if levels else 1, level)
 
-    def _kind(self, rank: int) -> Hashable:
+    def kind_of_rank(self, rank: int) -> Hashable:
         """Equal for ranks that hold parts of the same sizes of everything."""
-        return tuple((k, self._sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
+        return tuple((k, self.sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
 
-    def _sizes_of(self, k: int, at: Coordinates) -> Hashable:
+    def sizes_of(self, k: int, at: Coordinates) -> Hashable:
+        """Equal for places of a stage with parts of the same sizes of everything."""
         placed, grid = self.plan.stages[k], self.grids[k]
         rows = tuple(length for _, length in grid.row_pieces(self.study.rows, at))
         inside = tuple(self._first_of(k)[level][at[level]] for level, cut in enumerate(placed.row_cuts) if cut is None)
@@ -280,7 +239,7 @@ class PipelineCandidate(Candidate):
 
     def work(self, rank: int, rows: int, cuts: Sequence[int] = ()) -> Rehearsal:
         """What a rank does in a step: each action as often as it comes, where most is held then."""
-        key = self._kind(rank)
+        key = self.kind_of_rank(rank)
         if key not in self.known:
             self.known[key] = self._whole(rank)
         return self.known[key]
@@ -339,7 +298,7 @@ class PipelineCandidate(Candidate):
 
     def _rehearsal(self, rank: int, action: Action) -> Rehearsal:
         run = self.acts_of(rank)
-        key = self._kind(rank), action
+        key = self.kind_of_rank(rank), action
         if key not in self.known:
             first = run.prelude if action == self.first_of(rank) else ()
             self.known[key] = Rehearsal((*first, *run.acts[action].parts))
@@ -365,10 +324,10 @@ class PipelineCandidate(Candidate):
         peer = -1 if send.peer is None else send.peer
         pair = (peer, send.stage) if backward else (send.stage, peer)
         crossed = (self.pipeline.values if send.op in ("SEND_F", "SEND_B") else self.pipeline.parameters)[pair]
-        sizes = self._crossing_sizes(pair, send.microbatch)
+        sizes = self.crossing_sizes(pair, send.microbatch)
         found: dict[tuple[int, int], int] = {}
         for rank in self.plan.stages[send.stage].rank_of:
-            boundary = self._boundary(crossed, pair, rank)
+            boundary = self.boundary(crossed, pair, rank)
             traffic = boundary.traffic(None, lambda: sizes, sum(sizes[0].rows.values()))
             for other, parts in traffic[backward].sends.items():
                 if other != rank:
@@ -411,12 +370,14 @@ class PipelineCandidate(Candidate):
         mine = places[rank][:level] + places[rank][level + 1 :]
         return [other for other, at in places.items() if at[:level] + at[level + 1 :] == mine]
 
-    def _boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
+    def boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
+        """What crosses between two stages as a rank of either sees it."""
         ends = self.plan.stages[pair[0]], self.plan.stages[pair[1]]
         grids = self.grids[pair[0]], self.grids[pair[1]]
         return SilentBoundary(crossed, *ends, grids, rank, None, None, META)
 
-    def _crossing_sizes(self, pair: tuple[int, int], m: int | None) -> tuple[StepSizes, StepSizes]:
+    def crossing_sizes(self, pair: tuple[int, int], m: int | None) -> tuple[StepSizes, StepSizes]:
+        """The sizes of a microbatch at both ends; none for what crosses once per step."""
         nothing = StepSizes({}, {}, {(): 0})
         return (nothing, nothing) if m is None else (self._step_sizes(pair[0], m), self._step_sizes(pair[1], m))
 
