@@ -256,9 +256,9 @@ def _put_in_stages(
 def _with_base(
     study: Study, found: _Found, asked: Options, cluster: ClusterSpec, progress: Callable[[str], None]
 ) -> tuple[Staged, Forced | None]:
-    """Stages with the whole model tried beside them, and how to cut others; neither without blocks that repeat."""
+    """Stages with the whole model tried beside them, and how to cut others; neither without lists of blocks."""
     staged, options = found
-    if not study.blocks.folds:
+    if not study.blocks.paths:
         return staged, None
     progress("the whole model on every device")
     return replace(staged, baselines=replicated(study, cluster, options)), Forced(study, asked)
