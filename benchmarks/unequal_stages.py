@@ -8,10 +8,10 @@ Gloo ranks with one thread each (sched_setaffinity):
 
 8 blocks of the model of benchmarks/blocks.py, 16 x 128 ids, 8 microbatches, 1F1B; a step is forward, backward and
 gradients that are ready. The ranks measure their speeds as `compile` does without a cluster; blocks, counted in
-floating-point operations (the embedding with the first, the head with the last), are cut so that the slowest stage ends
-earliest (`whalepy.dryrun.stages.cut_evenly`), against equal numbers of blocks, in turns in the same processes. `bound`
-is what these counts and 2:1 or 2:1:1 say of the slowest stages. Before anything is timed, loss and all gradients are
-compared with the local model.
+floating-point operations (the embedding with the first, the head with the last), are cut so that the slowest stage
+ends earliest (`whalepy.planner.cut`), against equal numbers of blocks, in turns in the same processes.
+`bound` is what a simulation of both schedules with these counts and 2:1 or 2:1:1 says. Before anything is timed, loss
+and all gradients are compared with the local model.
 
 A rank that waits leaves the core to the one it shares it with: with three stages each is then faster than half of one.
 """
@@ -40,8 +40,14 @@ from benchmarks.pairs import OTHERS, in_turns, machine
 from benchmarks.pipeline import MICROBATCHES, Way, differences, expected, on_ranks, units
 from benchmarks.unequal_devices import gain
 from whalepy.dryrun.blocks import folded
-from whalepy.dryrun.stages import cut_evenly, flops_of_blocks, unfolded
+from whalepy.dryrun.chosen import surveyed
 from whalepy.dryrun.study import Study
+from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.cut import Part, cut_blocks
+from whalepy.planner.schedule.actions import Crossing
+from whalepy.planner.schedule.kinds import compute_actions
+from whalepy.planner.schedule.lowering import lowered
+from whalepy.planner.schedule.simulate import simulate
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.groups import start_process_group
 from whalepy.runtime.measure_together import speed_together
@@ -58,12 +64,15 @@ def weights() -> tuple[float, ...]:
     model, batch = made(ROWS, BLOCKS)
     with folded(model, fold=False) as blocks:
         study = Study.of(Recipe(model, loss_of), batch, "sgd", blocks)
-        return tuple(block.flops for block in unfolded(flops_of_blocks(model, study, blocks)))
+        return surveyed(study, ClusterSpec.load("1xcpu")).flops
 
 
 def planned_cut(speeds: Sequence[float]) -> list[int]:
     """Blocks of each stage for ranks of these speeds."""
-    return cut_evenly(weights(), speeds)
+    done = [0.0, *accumulate(weights())]
+    sizes = cut_blocks([Part([[flops / speed for flops in done]]) for speed in speeds])
+    assert sizes is not None
+    return list(sizes)
 
 
 def even_cut(stages: int) -> list[int]:
@@ -72,10 +81,15 @@ def even_cut(stages: int) -> list[int]:
     return [each + (k < more) for k in range(stages)]
 
 
-def slowest(sizes: Sequence[int], speeds: Sequence[float]) -> float:
-    """What the slowest stage takes, in operations over speed."""
-    bounds = [0, *accumulate(sizes)]
-    return max(sum(weights()[a:b]) / speed for (a, b), speed in zip(pairwise(bounds), speeds, strict=True))
+def simulated(sizes: Sequence[int], speeds: Sequence[float]) -> float:
+    """What a step takes, in operations over speed, where messages take no time; backward is two thirds."""
+    bounds, stages = [0, *accumulate(sizes)], range(len(sizes))
+    each = [sum(weights()[a:b]) / speed for (a, b), speed in zip(pairwise(bounds), speeds, strict=True)]
+    hosts = tuple((k,) for k in stages)
+    crossings = [Crossing(k, k + 1, True) for k in stages[:-1]]
+    schedule = lowered(compute_actions("1f1b", hosts, microbatches=MICROBATCHES), crossings, [])
+    part = {"F": 1 / 3 / MICROBATCHES, "B": 2 / 3 / MICROBATCHES}
+    return simulate(schedule, lambda action: each[action.stage] * part.get(action.op, 0.0)).step_s
 
 
 def in_stages(sizes: Sequence[int]) -> Way:
@@ -119,7 +133,7 @@ def on_rank(kind: str, pairs: int, others: float, limit_s: float) -> dict[str, A
         "speeds": [round(speed / max(speeds), 3) for speed in speeds],
         "planned_blocks": ":".join(map(str, planned)),
         "even_blocks": ":".join(map(str, even)),
-        "bound": round(slowest(even, meant) / slowest(planned, meant), 4),
+        "bound": round(simulated(even, meant) / simulated(planned, meant), 4),
         **gain(found[1], found[0]),
         "repeated_rounds": repeated,
         "others_at_most": others,

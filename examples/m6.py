@@ -109,14 +109,20 @@ class M6(nn.Module):
         return nn.functional.cross_entropy(self.words(x).flatten(0, 1), said.flatten())
 
 
-def annotated(sizes: Sizes = Sizes(), stages: int = STAGES) -> tuple[M6, tuple[Tensor, Tensor]]:
-    """The model in stages of equal numbers of layers, replicated on what devices there are; a batch for one copy."""
+def annotated(
+    sizes: Sizes = Sizes(), stages: int = STAGES, placement: list[list[int]] | None = None
+) -> tuple[M6, tuple[Tensor, Tensor]]:
+    """The model in stages of equal numbers of layers, replicated on what devices there are; a batch for one copy.
+
+    `placement`: the devices of each stage; without, neighbours are of one stage.
+    """
     model = M6(sizes)
     layers = [f"{part}.{k}" for part in ("encoder", "decoder") for k in range(sizes.layers)]
     each = len(layers) // stages
-    scopes: dict[str, Primitive] = {"": whalepy.replicate()}
+    placed = [] if placement is None else [whalepy.cluster(placement=placement)]
+    scopes: dict[str, tuple[Primitive, ...]] = {"": (*placed, whalepy.replicate())}
     for first in range(0, len(layers), each):
-        scopes |= dict.fromkeys(layers[first : first + each], whalepy.stage())
+        scopes |= dict.fromkeys(layers[first : first + each], (whalepy.stage(),))
     whalepy.annotate(model, scopes)
     ids = torch.zeros(MICROBATCHES, sizes.tokens, dtype=torch.long)
     return model, (ids, ids.clone())

@@ -67,10 +67,56 @@ def t5() -> models.Made:
         decoder_start_token_id=0,
     )
     torch.manual_seed(0)
+    return T5ForConditionalGeneration(config), [translation()]
+
+
+def bart() -> models.Made:
+    """Two blocks of encoder and decoder; it reads its labels, moved by one, as T5 does."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=96,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=32,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    return BartForConditionalGeneration(config), [translation()]
+
+
+def mbart() -> models.Made:
+    """As above; the last of the labels goes first."""
+    from transformers import MBartConfig, MBartForConditionalGeneration
+
+    config = MBartConfig(
+        vocab_size=96,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=32,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    return MBartForConditionalGeneration(config), [translation()]
+
+
+def translation() -> dict[str, torch.Tensor]:
+    """Six rows; labels are ignored unevenly over them."""
     ids, labels = models.tokens(6, 10), models.tokens(6, 7, seed=2)
+    labels[:2, 4:] = -100
     batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     batch["attention_mask"][:, 8:] = 0
-    return T5ForConditionalGeneration(config), [batch]
+    return batch
 
 
 def vit() -> models.Made:

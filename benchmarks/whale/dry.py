@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from benchmarks.whale.models import Made
+from whalepy.dryrun import chosen
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
 from whalepy.dryrun.shares import best_rows, equal_rows, rows_by_rate
-from whalepy.dryrun.staged import Staged, tried_in_stages
-from whalepy.dryrun.stages import flops_of_blocks, staging, unfolded
+from whalepy.dryrun.staged import tried_in_stages
 from whalepy.dryrun.strategies import levels_of
 from whalepy.dryrun.study import Candidate, Study
 from whalepy.dryrun.tried import Balance, Options, Tried
@@ -86,10 +86,8 @@ def in_stages(made: Made, cluster: str, **forced: Any) -> Tried:
     options, spec = Options(optimizer=OPTIMIZER, **forced), ClusterSpec.load(cluster)
     model, _ = made
     with studied(made) as study:
-        weighed = flops_of_blocks(model, study, study.blocks)
-    placed = staging(options, unfolded(weighed), spec, type(model).__name__)
-    annotate(model, placed.scopes)
-    staged = Staged(placed.name, placed.flags, placed.text)
+        staged, options = chosen.forced(study, spec, options)
+    annotate(model, staged.scopes)
     with folded(model, least=LEAST_IN_STAGES) as blocks:
         if blocks.folds:
             study = Study.of(Recipe(model), made[1], OPTIMIZER, blocks)
@@ -103,5 +101,6 @@ def blocks_per_stage(model: nn.Module) -> str:
     """`9:7:5:3`, by the number of annotated modules of each stage."""
     from whalepy.primitives import scopes_on
 
-    stages = [chain[0].id for path, chain in scopes_on(model).items() if path]
+    chains = scopes_on(model).values()
+    stages = [primitive.id for chain in chains for primitive in chain if primitive.kind == "stage"]
     return ":".join(str(stages.count(one)) for one in dict.fromkeys(stages))

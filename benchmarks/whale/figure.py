@@ -19,7 +19,7 @@ from typing import Any
 RESULTS = Path(__file__).parent.parent / "results"
 ASSUMED = (
     "nodes of 8 V100-SXM2-32GB (NVLink) or P100-PCIE-16GB, 50 Gbit/s between nodes, figures of data sheets",
-    "float32, Adam, gradients reduced during the backward pass",
+    "float32 and Adam where nothing else is said; gradients reduced during the backward pass, of pipelines after it",
 )
 NOT_HERE = "no GPU here: measured cells are those of CPU ranks on this machine, where there are any"
 

@@ -28,6 +28,7 @@ def rows(small: bool) -> Iterator[Row]:
                 bert_large(batch, small=small),
                 v100s(stages),
                 stages=stages,
+                replicate=1,
                 microbatches=count,
                 schedule=schedule,
                 recompute=again,

@@ -28,7 +28,8 @@ def rows(small: bool) -> Iterator[Row]:
         seconds: dict[Balance, tuple[float, str]] = {}
         for balance in BALANCES:
             made = factory(2 * PER_MICROBATCH * MICROBATCHES, small=small)
-            tried = in_stages(made, mixed(stages), stages=stages, microbatches=MICROBATCHES, balance=balance)
+            forced = {"stages": stages, "replicate": 2, "microbatches": MICROBATCHES, "balance": balance}
+            tried = in_stages(made, mixed(stages), **forced)
             seconds[balance] = tried.step_s, blocks_per_stage(made[0])
         for balance, theirs in (("whale", paper), ("exact", None)):
             now, cut = seconds[balance]

@@ -46,3 +46,10 @@ def _stages(sizes: list[int]) -> list[str]:
 @pytest.mark.parametrize("sizes", [[6, 2], [4, 2, 2]])
 def test_stages_give_the_local_gradients(workers: Pool, sizes: list[int]) -> None:
     assert workers.run(len(sizes), _stages, sizes) == [[]] * len(sizes)
+
+
+def test_a_simulated_step_has_its_bubble() -> None:
+    """Of two stages of four blocks the second is twice as slow, head and all: it waits for the first forward only."""
+    first, last = sum(unequal_stages.weights()[:4]), 2 * sum(unequal_stages.weights()[4:])
+    step = unequal_stages.simulated([4, 4], (1.0, 0.5))
+    assert step == pytest.approx(last + first / unequal_stages.MICROBATCHES)

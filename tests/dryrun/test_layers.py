@@ -194,6 +194,19 @@ def test_unknown_types_and_degrees() -> None:
     )
 
 
+def test_a_layer_that_a_split_leaves_whole_needs_the_seconds_of_one_device() -> None:
+    seconds = {"rows": [1], "forward_s": [0.1], "backward_s": [0.2]}
+    entry = {"name": "norm", "split": "whole", "seconds": {"A100-SXM4-80GB": {2: seconds}}}
+    cluster = ClusterSpec.load("2xA100-SXM4-80GB")
+    study = DescribedStudy.of_file(LayerFile.model_validate({"name": "one", "layers": [entry]}), "sgd", 2)
+    with pytest.raises(AnnotationError) as found:
+        study.candidate(levels_of(1, 2), cluster, cluster.speeds())
+    assert str(found.value) == (
+        "layer 'norm' has no seconds on A100-SXM4-80GB at split degree 1, which a split leaves it at\n"
+        "  fix: it has those at 2: add this degree"
+    )
+
+
 def layer(**own: Any) -> LayerFile:
     return LayerFile.model_validate({"name": "one", "layers": [{"name": "layer", "bytes": 1e9, **own}]})
 

@@ -57,6 +57,10 @@ MISTAKES = [
         "--recompute selective needs the model itself\n  fix: choose none or full: whole layers run again",
     ),
     (
+        ("--batch-size", "8", "--microbatches", "9"),
+        "9 microbatches cannot be cut from 8 rows\n  fix: choose fewer microbatches, or a larger batch",
+    ),
+    (
         ("--split", "2"),
         "layer 'embedding' has no seconds on RTX-3090 at split degree 2\n"
         "  fix: it has those at 1: choose one with --split, or add this degree",

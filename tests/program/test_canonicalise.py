@@ -166,3 +166,25 @@ def test_an_empty_operand_of_cat_goes() -> None:
     torch.testing.assert_close(found, expected)
     (cat,) = [n for n in module.graph.nodes if operator_name(n.target) == "aten.cat"]
     assert len(cat.args[0]) == 2
+
+
+# creating operator -> the operator that reads no other tensor
+CREATED = [
+    (lambda w, n: w.new_zeros(n, 8), "aten.zeros"),
+    (lambda w, n: w.new_ones((n, 8), dtype=torch.float32), "aten.ones"),
+    (lambda w, n: w.new_full((n, 8), 2.5), "aten.full"),
+    (lambda w, n: w.long().new_full((n, 8), 3), "aten.full"),
+    (lambda w, n: w.new_empty(n, 8).fill_(4.0), "aten.empty"),
+]
+
+
+@pytest.mark.parametrize(("create", "expected"), CREATED)
+def test_what_is_created_like_another_tensor_does_not_read_it(
+    create: Callable[[Tensor, int], Tensor], expected: str
+) -> None:
+    x = torch.rand(6, 8, dtype=torch.float64)
+    module, found, whole = canonical(lambda w, x: (w * (create(w, x.shape[0]) + x)).sum(), x)
+    torch.testing.assert_close(found, whole)
+    (created,) = [n for n in module.graph.nodes if operator_name(n.target) == expected]
+    assert Call(created).operands == ()
+    assert not any(name.startswith("aten.new_") for name in names(module))

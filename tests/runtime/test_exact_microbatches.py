@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import whalepy
-from tests import models
+from tests import models, pipelines
 from tests.exactness import Run, compare
 from tests.pool import Pool
+from whalepy.errors import PlanError
 
-THREE = {"microbatches": 3}
+TWO, THREE = {"microbatches": 2}, {"microbatches": 3}
 
 
 def uneven() -> dict[str, Any]:
@@ -55,6 +56,10 @@ RUNS: dict[str, Run] = {
     "split of blocks": Run(ignored(), split_blocks, 2, options=THREE),
     "head split by classes": Run(ignored(), head, 2, options=THREE),
     "rows that change": Run(changing_rows, three, 3, options=THREE),
+    "t5 in two": Run(pipelines.t5, uneven, 2, options=TWO),
+    "t5 in three": Run(pipelines.t5, uneven, 2, options=THREE),
+    "t5 on one device": Run(pipelines.t5, dict[str, Any], 1, options=THREE),
+    "mbart": Run(pipelines.mbart, uneven, 2, options=THREE),
     "own model": Run(own, uneven, 2, loss_fn=models.classes_loss, evaluate=True, options=THREE),
 }
 MORE: dict[str, Run] = {
@@ -115,3 +120,107 @@ def row_loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def test_statistics_of_microbatches_are_averaged_where_no_level_cuts_rows(workers: Pool) -> None:
     one, three = (workers.run(2, running_mean, count)[0] for count in (1, 3))
     assert torch.allclose(one, three)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Weighed(torch.nn.Module):
+    """A loss of logits, of a weight per row, and of targets; it may keep the sum of the weights, and the largest."""
+
+    def __init__(self, loss: Loss, *, counts: bool) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(6, 12), torch.nn.Linear(12, 4)
+        self.loss, self.counts = loss, counts
+        self.register_buffer("seen", torch.zeros(()))
+        self.seen: torch.Tensor
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.training and self.counts:
+            self.seen += weight.max() + weight.sum()
+        return self.loss(self.down(torch.tanh(self.up(x))), weight, target)
+
+
+def weighed(loss: Loss, *, counts: bool = False) -> models.Made:
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    return Weighed(loss, counts=counts), [
+        (torch.randn(n, 6, generator=draw), torch.rand(n, generator=draw) + 0.1, torch.arange(n) % 4) for n in (8, 7)
+    ]
+
+
+def each(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The loss of each row."""
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
+# What is known of all rows before the first microbatch: numbers, or a value for each row.
+KNOWN_AHEAD: dict[str, Loss] = {
+    "a weighted mean": lambda y, w, t: (each(y, t) * w).sum() / w.sum(),
+    "shares of a sum": lambda y, w, t: (each(y, t) * (w / w.sum())).sum(),
+    "shares, contracted": lambda y, w, t: (w / w.sum()) @ each(y, t),
+    "of rows that are counted": lambda y, w, t: (each(y, t) * (w / w.sum() * torch.arange(len(w)))).sum(),
+    "rows of other rows": lambda y, w, t: (each(y, t) * w.roll(1)).sum(),
+    "labels of other rows": lambda y, w, t: each(y, t.flip(0)).sum(),
+    "of pairs of rows": lambda y, w, t: (each(y, t) * (w[:, None] - w).abs().mean(1)).sum(),
+    "a term without rows": lambda y, w, t: (each(y, t) * w).sum() + w.max(),
+    "a term that is a sum": lambda y, w, t: (each(y, t) * w).sum() + (w.max() + w.sum()),
+    "a sum as a divisor and as a term": lambda y, w, t: each(y, t).sum() / w.sum() + w.sum(),
+    "of the model's own values": lambda y, w, t: (each(y, t) * y.detach().sum(1).softmax(0)).sum(),
+}
+
+
+@pytest.mark.parametrize("loss", KNOWN_AHEAD.values(), ids=KNOWN_AHEAD)
+def test_what_is_known_of_all_rows_is_computed_ahead(workers: Pool, loss: Loss) -> None:
+    compare(workers, Run(lambda: weighed(loss, counts=True), uneven, 2, steps=2, options=THREE))
+
+
+@pytest.mark.parametrize("name", ["a weighted mean", "shares of a sum"])
+def test_rows_inside_a_stage_are_computed_ahead(workers: Pool, name: str) -> None:
+    compare(workers, Run(lambda: weighed(KNOWN_AHEAD[name]), rows_inside, 3, steps=2, options=THREE))
+
+
+def rows_inside() -> dict[str, Any]:
+    """What reads the rows of the batch is on two devices that hold them by microbatches."""
+    return {"up": whalepy.stage(1), "down": [whalepy.stage(2), whalepy.replicate(2, shares=(3, 1))]}
+
+
+ORDER = (
+    "an operator needs the rows of the whole batch in their order, but ranks inside a stage hold them by microbatches\n"
+    "  fix: leave out microbatches=, or put the replicate scope around the stages"
+)
+
+
+@pytest.mark.parametrize("name", ["of rows that are counted", "rows of other rows"])
+def test_rows_in_their_order_are_refused_inside_a_stage(workers: Pool, name: str) -> None:
+    def refused() -> str:
+        model, batches = weighed(KNOWN_AHEAD[name])
+        try:
+            whalepy.compile(whalepy.annotate(model, rows_inside()), "3xcpu", batches[0], **THREE)
+        except PlanError as error:
+            return str(error)
+        return "compiled"
+
+    assert workers.run(3, refused) == [ORDER] * 3
+
+
+# loss -> the operator that is no sum over rows, or draws
+REFUSED: dict[str, tuple[Loss, str]] = {
+    "a root": (lambda y, w, t: ((y**2).sum(1) * w / w.sum()).sum().sqrt(), "aten.sqrt needs all rows at once"),
+    "a divisor that learns": (lambda y, w, t: (each(y, t) * (y / y.sum()).sum(1)).sum(), "aten.div needs all rows"),
+    "rows inside other dims": (
+        lambda y, w, t: (y.reshape(-1) * (w / w.sum())[:, None].expand(-1, 4).reshape(-1)).sum(),
+        "aten.mul needs all rows at once",
+    ),
+    "numbers drawn twice": (
+        lambda y, w, t: (noise := torch.rand_like(w)) @ each(y, t) / noise.sum(),
+        "aten.rand_like draws numbers for each microbatch",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "expected"), REFUSED.values(), ids=REFUSED)
+def test_a_loss_that_is_no_sum_over_rows_is_refused(loss: Loss, expected: str) -> None:
+    model, batches = weighed(loss)
+    with pytest.raises(PlanError, match=expected):
+        whalepy.plan(whalepy.annotate(model, uneven()), "2xcpu", batches[0], **THREE)

@@ -42,6 +42,11 @@ def t5() -> dict[str, Any]:
     return staged([["encoder"], ["decoder.block.0"], ["decoder.block.1"]])
 
 
+def two_halves(path: str = "", wrap: pipelines.Wrap = pipelines.plain) -> dict[str, Any]:
+    """The encoder, and the decoder."""
+    return staged([[f"{path}encoder"], [f"{path}decoder"]], wrap)
+
+
 def bert(wrap: pipelines.Wrap = pipelines.plain) -> dict[str, Any]:
     return staged(blocks("bert.encoder.layer.*", (0, 1, 2)), wrap)
 
@@ -102,6 +107,17 @@ RUNS: dict[str, Run] = {
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
     "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2),
     "t5": Run(pipelines.t5, t5, 3, evaluate=True),
+    "t5, two microbatches": Run(pipelines.t5, two_halves, 2, options={"microbatches": 2, "schedule": "1f1b"}),
+    "t5, three microbatches": Run(
+        pipelines.t5, two_halves, 2, options={"microbatches": 3, "schedule": "1f1b"}, evaluate=True
+    ),
+    "t5, microbatches that do not divide": Run(
+        pipelines.t5, lambda: two_halves(wrap=unequal_split), 3, options={"microbatches": 4}, evaluate=True
+    ),
+    "t5, 1 feeds 2, rows": Run(
+        pipelines.t5, lambda: two_halves(wrap=unequal_rows), 3, options={"microbatches": 2}, evaluate=True
+    ),
+    "bart": Run(pipelines.bart, lambda: two_halves("model."), 2, options={"microbatches": 3}),
     "vit": Run(pipelines.vit, lambda: staged(blocks("vit.layers.*", (0, 1, 2))), 2),
     "skips, lent and written": Run(pipelines.skipping, dict[str, Any], 3, options={"microbatches": 2}, evaluate=True),
     "convolutions, classes over two": Run(

@@ -107,15 +107,17 @@ def frozen() -> models.Made:
 
 
 class Partly(nn.Module):
-    """One layer is not read, one is read and its output thrown away."""
+    """One layer is not read, one is read and its output thrown away, or written over."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.used, self.unread, self.thrown = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.used, self.unread, self.thrown, self.covered = (nn.Linear(6, 6) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         self.thrown(x)
-        return self.used(x).square().mean()
+        y = self.covered(x).clone()
+        y.copy_(self.used(x))
+        return y.square().mean()
 
 
 def partly() -> models.Made:
@@ -128,6 +130,7 @@ PARAMETERS: dict[str, Run] = {
     "frozen, split": Run(frozen, lambda: {"": whalepy.split(2, shares=(3, 1))}, 2),
     "unused, replicate": Run(partly, uneven, 2),
     "unused, split": Run(partly, lambda: {"": whalepy.split(2, shares=(2, 1))}, 2),
+    "unused, microbatches": Run(partly, uneven, 2, options={"microbatches": 2}),
     "tied, of two gradient types": Run(models.scaled_twice, lambda: {"mlp": whalepy.split(3, shares=(5, 2, 1))}, 3),
 }
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from whalepy.dryrun.blocks import Blocks
 from whalepy.dryrun.layers import Described, Kept, Place, check, record
-from whalepy.dryrun.study import Candidate, Cut, Savings, Study
+from whalepy.dryrun.study import MICROBATCHES_RUN, Candidate, Cut, Savings, Study
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.layer_profile import LayerEntry, LayerFile
 from whalepy.planner import decide
@@ -63,10 +63,11 @@ class DescribedStudy(Study):
     ) -> DescribedCandidate:
         """The layers under these levels, outermost first, on every device of a cluster; a split cuts equal parts.
 
-        Raises PlanError or AnnotationError where the file lacks figures for them.
+        Raises PlanError or AnnotationError where the file lacks figures for them, PlanError for too many microbatches.
         """
+        self.check_microbatches(microbatches)
         named = tuple((level.kind, level.degree or 1) for level in levels or ())
-        key = named, id(cluster), tuple(speeds)
+        key = named, cluster, tuple(speeds)
         if key not in self.cuts:
             nothing: Any = None
             plan = _plan(named, cluster, speeds, self.rows)
@@ -130,7 +131,8 @@ class DescribedCandidate(Candidate):
         kinds: dict[Hashable, int] = {}
         return {rank: kinds.setdefault(place.device, len(kinds)) for rank, place in self._places.items()}
 
-    def _recorded(self, rank: int, rows: int) -> Recorded:
+    def recording(self, rank: int, rows: int) -> Recorded:
+        """What a rank does with so many rows of its own, from the figures of the file."""
         full, count = self.savings.recompute == "full", self._run_of(rows)
         key = self._alike(rank), rows, len(count), full
         if key not in self.cut.recorded:
@@ -141,13 +143,9 @@ class DescribedCandidate(Candidate):
 
     def _run_of(self, rows: int) -> tuple[int, ...]:
         """Rows of each of the microbatches that are run; the larger ones come first."""
-        run = min(self.microbatches, _MICROBATCHES_RUN)
+        run = min(self.microbatches, MICROBATCHES_RUN)
         each, larger = divmod(rows, run)
         return tuple(each + (k < larger) for k in range(run))
-
-
-_MICROBATCHES_RUN = 3
-"""As many as of a captured model: the first one, one more as large, and a smaller one."""
 
 
 def modules_of_layers(described: Described) -> tuple[ModulePart, ...]:

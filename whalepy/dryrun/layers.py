@@ -91,9 +91,11 @@ def check(file: LayerFile, place: Place) -> None:
             raise PlanError(f"layer {layer.name!r} has no seconds on {type_}", fix=fix)
         if measured is None and not layer.has_operators:
             known = ", ".join(map(str, sorted(degrees or ())))
+            cut = layer.split == "parts"
             raise AnnotationError(
-                f"layer {layer.name!r} has no seconds on {type_} at split degree {place.split}",
-                fix=f"it has those at {known}: choose one with --split, or add this degree",
+                f"layer {layer.name!r} has no seconds on {type_} at split degree {layer.parts(place.split)}"
+                + ("" if cut else ", which a split leaves it at"),
+                fix=f"it has those at {known}: {'choose one with --split, or ' if cut else ''}add this degree",
             )
         for name in _FIGURES:
             if layer.on(getattr(layer, name), place.split) is None:

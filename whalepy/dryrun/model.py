@@ -122,6 +122,15 @@ class RehearsedModel(CapturedModel):
         own = self.plan.stages_of(self.rank)
         return self._owners[name] if self._owners[name] in own else own[0]
 
+    def in_parts(self, name: str) -> bool:
+        """Whether every replica keeps a part of a parameter of its own, and reads just that: nothing reduces it."""
+        entry = self._stored.get(name)
+        if entry is None or self._plan is None:
+            return False
+        row_cuts = self._plan.stages[self.stage_of(name)].row_cuts
+        groups = [move.group for move in entry.reading]
+        return not any(isinstance(group, SilentGroup) and row_cuts[group.level] is not None for group in groups)
+
     def _tensors(
         self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

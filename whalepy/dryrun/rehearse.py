@@ -183,7 +183,8 @@ def _holdings(model: RehearsedModel, update: torch.optim.Optimizer, blocks: Bloc
         copies = model.copies.get(name, 0)
         state = _bytes(update.state.get(parameter, {}).values())
         first = (copies or parameter.nbytes) if trained else 0
-        own = Holdings(parameter.nbytes, copies, first, parameter.nbytes if trained else 0, state)
+        apart = first if model.in_parts(name) else 0
+        own = Holdings(parameter.nbytes, copies, first, parameter.nbytes if trained else 0, state, apart)
         found = stages[model.stage_of(name)]
         found[block] = found.get(block, Holdings()) + own
     return stages

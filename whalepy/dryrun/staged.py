@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
@@ -90,7 +91,7 @@ def ways_out_of_stages(
     study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried
 ) -> tuple[str, ...]:
     """Options with which a pipeline that does not fit would: more microbatches, then recomputation."""
-    return tuple(_ways(study, cluster, options, staged, best))[:1]
+    return tuple(islice(_ways(study, cluster, options, staged, best), 1))
 
 
 def _ways(study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried) -> Iterator[str]:

@@ -122,17 +122,21 @@ class Study:
 
         `orders`: the classes of axes that each split is cut along, in place of those that are best.
         """
-        if microbatches > max(self.rows, 1):
-            raise PlanError(
-                f"{microbatches} microbatches cannot be cut from {self.rows} rows",
-                fix="choose fewer microbatches, or a larger batch",
-            )
-        run = min(microbatches, _MICROBATCHES_RUN)
+        self.check_microbatches(microbatches)
+        run = min(microbatches, MICROBATCHES_RUN)
         named = None if levels is None else tuple((level.kind, level.degree) for level in levels)
         key = named, cluster, tuple(speeds), run, None if orders is None else tuple(orders.items())
         if key not in self.cuts:
             self.cuts[key] = self._cut(levels, cluster, speeds, run, orders)
         return Candidate(self, cluster, self.cuts[key], levels, microbatches, savings)
+
+    def check_microbatches(self, count: int) -> None:
+        """PlanError for more microbatches than rows."""
+        if count > max(self.rows, 1):
+            raise PlanError(
+                f"{count} microbatches cannot be cut from {self.rows} rows",
+                fix="choose fewer microbatches, or a larger batch",
+            )
 
     def identity(self, levels: Sequence[Primitive] | None) -> str:
         """What a plan under these scopes knows the model by; None: under its own."""
@@ -209,7 +213,7 @@ def _within(program: Program, levels: Sequence[Primitive]) -> Program:
     return replace(program, operators=tuple(placed))
 
 
-_MICROBATCHES_RUN = 3
+MICROBATCHES_RUN = 3
 """Microbatches that are rehearsed, the first one, one more as large, and a smaller one: the others do the same."""
 
 
@@ -333,7 +337,7 @@ class Candidate:
 
     def _few(self, rows: int) -> int:
         """Rows of the few microbatches that are run; the larger ones come first."""
-        run = min(self.microbatches, _MICROBATCHES_RUN)
+        run = min(self.microbatches, MICROBATCHES_RUN)
         each, larger = divmod(rows, self.microbatches)
         return run * each + min(larger, run - 1)
 

@@ -143,6 +143,10 @@ class LayerEntry(_Entry):
         """Whether FLOPs and bytes say what it costs where no seconds do; FLOPs alone are for the part of peaks."""
         return self.bytes is not None
 
+    def parts(self, degree: int) -> int:
+        """Into how many parts a split of a degree cuts the layer."""
+        return degree if self.split == "parts" else 1
+
     def on(self, figure: Mapping[int, float] | None, degree: int) -> float | None:
         """A figure of one device at a split degree; None where the file does not say."""
         if figure is None:
@@ -155,7 +159,7 @@ class LayerEntry(_Entry):
     def seconds_on(self, device: DeviceProfile, degree: int) -> SecondsEntry | None:
         """What was measured on a type of device, or on the type that it refines."""
         found = self.seconds.get(device.name) or self.seconds.get(device.base)
-        return None if found is None else found.get(degree if self.split == "parts" else 1)
+        return None if found is None else found.get(self.parts(degree))
 
 
 class LayerFile(_Entry):

@@ -7,7 +7,7 @@ and bytes that bridges move are weighed against each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,9 +96,17 @@ class Assignment:
     """Partial sums that some operator so far needs whole: for others they are there."""
 
 
-def assign(ops: Operators, level: Level, orders: Mapping[int, Sequence[str]]) -> Assignment:
-    """The mode of every operator on this level, `orders` giving the classes of each split primitive by its id."""
-    made = Assignment()
+def assign(
+    ops: Operators,
+    level: Level,
+    orders: Mapping[int, Sequence[str]],
+    summed: Collection[tuple[int, int]] = (),
+) -> Assignment:
+    """The mode of every operator on this level, `orders` giving the classes of each split primitive by its id.
+
+    `summed` are partial sums that are known whole before any operator reads them.
+    """
+    made = Assignment(summed=set(summed))
     for i, op in enumerate(ops.items):
         mode = _mode(ops, level, orders, made, i) if op.kind == "call" else REPLICATED
         made.modes.append(mode)
@@ -137,7 +145,7 @@ def _mode(ops: Operators, level: Level, orders: Mapping[int, Sequence[str]], mad
                 break
     elif owner is not None or any(ops.parameter_only[p] for p, _ in op.operands):
         fitting = [o for o in ways if o.axis == ops.batch]
-        if fitting and not ops.parameter_only[i]:
+        if fitting and (not ops.parameter_only[i] or _best_match(ops, made, op, fitting)[0] > 0):
             chosen = _best_match(ops, made, op, fitting)[1]
     if chosen is None:
         return _follow(made, op, ways, owner)

@@ -297,9 +297,10 @@ def _sharded(
             rows += _gathers(at, held, sharding, begins=begins, after=after)
         rows += _moved(run, more)
         ends = phase == "backward" and not any(r[0].block == block and r[0].phase == phase for r in runs[index + 1 :])
-        if ends and reduces and held.first_gradients:
+        if ends and reduces and held.first_gradients > held.apart:
             at = replace(run[-1], memory=run[-1].memory + more)
-            rows.append(_collective(at, kind, _sent(kind, held.first_gradients, sharding), sharding))
+            sent = _sent(kind, held.first_gradients - held.apart, sharding)
+            rows.append(_collective(at, kind, sent, sharding))
             freed += round(held.first_gradients * gone) if first else 0
     return rows
 

@@ -75,6 +75,8 @@ class Holdings:
     gradients: int = 0
     """As the optimizer reads them."""
     optimizer: int = 0
+    apart: int = 0
+    """Of the first gradients, those of which every replica has a part of its own: nothing reduces them."""
 
     def __add__(self, other: Holdings) -> Holdings:
         return self._with(other, 1)
@@ -90,6 +92,7 @@ class Holdings:
             self.first_gradients + number * other.first_gradients,
             self.gradients + number * other.gradients,
             self.optimizer + number * other.optimizer,
+            self.apart + number * other.apart,
         )
 
     @property

@@ -11,8 +11,9 @@ import torch
 from torch import fx
 
 from whalepy.program.axes import Axes, Dim, Size, as_size
-from whalepy.program.call import Call, results, sizes_of
+from whalepy.program.call import Call, results, sizes_of, tensor_operands
 from whalepy.program.capture import Captured, Placeholder
+from whalepy.program.capture_gradients import SHAPED_ALIKE
 from whalepy.program.costs import flops_of, hinted, with_unknown
 from whalepy.program.draws import draws
 from whalepy.program.layout import Operator, OperatorKind
@@ -60,6 +61,8 @@ def analyse(captured: Captured, hints: Mapping[sympy.Symbol, int]) -> Program:
     for node in graph.nodes:
         if node not in dims:
             dims[node] = _dims_of(node, dims, axes)
+    if batch is not None:
+        _match_rows(captured, batch, dims, axes)
     _unify_all(axes, calls, dims)
     nodes = tuple(n for n in graph.nodes if (results(n) and not _is_getitem(n)) or n.op == "output")
     place = {node: i for i, node in enumerate(nodes)}
@@ -132,7 +135,7 @@ def _leaf_dims(captured: Captured, axes: Axes) -> tuple[int | None, dict[fx.Node
             continue
         dims = [axes.dim(size) for size in sizes_of(values[0])]
         place = by_name[node.name]
-        rows = captured.batch_inputs[place.leaf] if place.kind == "input" and place.leaf is not None else None
+        rows = captured.batch_inputs[place.leaf] if place.kind == "input" and place.leaf is not None else place.rows
         if rows is not None and dims[rows]:
             if batch is None:
                 batch = dims[rows][0]
@@ -140,6 +143,15 @@ def _leaf_dims(captured: Captured, axes: Axes) -> tuple[int | None, dict[fx.Node
             axes.match(dims[rows], (batch,))
         found[node] = (tuple(dims),)
     return batch, found
+
+
+def _match_rows(captured: Captured, batch: int, dims: Mapping[fx.Node, tuple[Dims, ...]], axes: Axes) -> None:
+    """Results that are read by rows have the batch axis there, even where no operator of this graph says so."""
+    results = tensor_operands(captured.graph.graph.output_node())
+    for node, rows in zip(results, captured.result_rows, strict=False):
+        if rows is not None:
+            source, r = producer(node)
+            axes.match(dims[source][r][rows], (batch,))
 
 
 def _dims_of(node: fx.Node, dims: Mapping[fx.Node, tuple[Dims, ...]], axes: Axes) -> tuple[Dims, ...]:
@@ -159,6 +171,9 @@ def _unify_all(axes: Axes, calls: Iterable[Call], dims: Mapping[fx.Node, tuple[D
             unify(axes, rule, [dims[operand][0] for operand in call.operands], dims[call.node], counted)
 
 
+_CUTS_GRADIENTS = SHAPED_ALIKE | {"aten.detach", "aten.argmax"}
+
+
 def _gradients(graph: fx.Graph, captured: Captured) -> dict[fx.Node, bool]:
     """Whether a gradient flows through each node."""
     trainable = {
@@ -170,7 +185,7 @@ def _gradients(graph: fx.Graph, captured: Captured) -> dict[fx.Node, bool]:
             flows[node] = node.name in trainable
             continue
         floating = any(v.dtype.is_floating_point or v.dtype.is_complex for v in results(node))
-        cut = node.op == "call_function" and Call(node).name in ("aten.detach", "aten.argmax")
+        cut = node.op == "call_function" and Call(node).name in _CUTS_GRADIENTS
         flows[node] = floating and not cut and any(flows[n] for n in node.all_input_nodes)
     return flows
 

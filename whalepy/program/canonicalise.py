@@ -151,6 +151,25 @@ def _cast_like(build: _Builder, call: Call) -> fx.Node | None:
     return build(aten.to.dtype, call["self"], other.meta["val"].dtype)
 
 
+def _created(build: _Builder, call: Call) -> fx.Node:
+    """`x.new_zeros(shape)` and its like read nothing of x but type and device.
+
+    Before:  new_zeros(x, [n, 3])
+    After:   zeros([n, 3], dtype=f32, device=cpu)
+    """
+    made = call.results[0]
+    value = (call["fill_value"],) if call.name == "aten.new_full" else ()
+    return build(_CREATES[call.name], call["size"], *value, dtype=made.dtype, device=made.device)
+
+
+_CREATES: dict[str, Any] = {
+    "aten.new_zeros": aten.zeros.default,
+    "aten.new_ones": aten.ones.default,
+    "aten.new_full": aten.full.default,
+    "aten.new_empty": aten.empty.memory_format,
+}
+
+
 def _loss(build: _Builder, call: Call) -> fx.Node | None:
     """Elementwise losses: the mean (or sum) taken apart from the loss."""
     reduction = call["reduction"]
@@ -233,6 +252,7 @@ _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.slice": _slice,
     **dict.fromkeys(("aten.view_as", "aten.reshape_as", "aten.expand_as"), _like),
     **dict.fromkeys(("aten.type_as", "aten.to"), _cast_like),
+    **dict.fromkeys(_CREATES, _created),
     "aten.cat": _cat,
     "aten.embedding_bag": _embedding_bag,
     "aten.cross_entropy_loss": _cross_entropy,

@@ -58,6 +58,7 @@ class Captured:
     inputs: tuple[InputSizes, ...]  # the symbolic shapes of the tensor inputs
     guards: tuple[Guard, ...]
     warnings: tuple[str, ...]
+    result_rows: tuple[int | None, ...] = ()  # of what is computed ahead of microbatches, per result: the dim of rows
 
     @property
     def out_spec(self) -> pytree.TreeSpec | None:

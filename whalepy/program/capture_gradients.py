@@ -8,10 +8,22 @@ from typing import Any
 import torch
 from torch import fx
 
+from whalepy.program.call import operator_name
 from whalepy.program.dead_code import drop_unused
 from whalepy.program.functional_ops import carry_gradient
 
 aten = torch.ops.aten
+
+OVERWRITES = "overwrites"
+"""In the meta of `where(always, value, old)`: all it does is to give `old` a gradient of zeros."""
+SHAPED_ALIKE = frozenset(
+    f"aten.{name}"
+    for name in (
+        *(f"{kind}_like" for kind in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")),
+        *(f"new_{kind}" for kind in ("zeros", "ones", "full", "empty", "empty_strided")),
+    )
+)
+"""Operators that take the shape and the type of another tensor, and no gradient."""
 
 
 def settle_gradients(module: fx.GraphModule, parameters: Collection[str]) -> None:
@@ -62,6 +74,8 @@ def _idle(node: fx.Node, carrying: set[fx.Node]) -> Any:
         return node.args[0]
     if node.target is carry_gradient and node.args[0] not in carrying:
         return _without_gradient(node, carrying)
+    if OVERWRITES in node.meta and node.args[2] not in carrying:
+        return node.args[1]
     return None
 
 
@@ -76,15 +90,16 @@ def _without_gradient(node: fx.Node, carrying: set[fx.Node]) -> Any:
 
 def _carries(node: fx.Node, carrying: set[fx.Node]) -> bool:
     """Whether a gradient can flow from `node` to a parameter."""
-    if node.op != "call_function" or node.target is aten.detach.default:
+    if node.op != "call_function" or node.target is aten.detach.default or operator_name(node.target) in SHAPED_ALIKE:
         return False
     if node.target is carry_gradient:
         return True  # its history carries one, otherwise it is idle
     reads = any(argument in carrying for argument in node.all_input_nodes)
-    return reads and _is_differentiable(node.meta.get("val"))
+    return reads and is_differentiable(node.meta.get("val"))
 
 
-def _is_differentiable(value: Any) -> bool:
+def is_differentiable(value: Any) -> bool:
+    """Whether a value, or one of several, is of a type that can have a gradient."""
     if isinstance(value, (list, tuple)):
-        return any(map(_is_differentiable, value))
+        return any(map(is_differentiable, value))
     return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())

@@ -29,6 +29,7 @@ class Placeholder:
     name: str  # in the model (the first name of a tie), or "args[0]", "kwargs['labels']", "kwargs['x'][0]"
     value: torch.Tensor | None  # the live parameter, buffer or constant; None for inputs
     leaf: int | None  # inputs: index into the flattened leaves of (args, kwargs)
+    rows: int | None = None  # of what is no leaf, but comes by rows: the dim of the rows
 
 
 def ties_of(model: nn.Module) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from whalepy.errors import CaptureError
+from whalepy.program.capture_gradients import OVERWRITES, is_differentiable
 from whalepy.program.functional_ops import carry_gradient
 
 aten = torch.ops.aten
@@ -70,6 +71,16 @@ def scatter(emit: Emit, step: Step, viewed: fx.Node, new: fx.Node) -> fx.Node:
 def carried(emit: Emit, history: fx.Node, value: fx.Node) -> fx.Node:
     """`value` with the gradient of `history`, where there can be one."""
     return emit(carry_gradient, history, value) if history.meta["val"].is_floating_point() else value
+
+
+def overwritten(emit: Emit, old: fx.Node, value: fx.Node) -> fx.Node:
+    """`value`, written over all of `old`: autograd gives what `old` depends on a gradient of zeros, and not none."""
+    if not is_differentiable(old.meta["val"]):
+        return value
+    always = emit(aten.full.default, [], True, dtype=torch.bool, device=old.meta["val"].device)
+    written = emit(aten.where.self, always, value, old)
+    written.meta[OVERWRITES] = True
+    return written
 
 
 def sizes(emit: Emit, node: fx.Node) -> list[int | fx.Node]:

@@ -13,9 +13,10 @@ from torch import fx
 from whalepy.errors import CaptureError
 from whalepy.program import functional_ops
 from whalepy.program.capture_aliases import Alias, fresh
+from whalepy.program.capture_gradients import is_differentiable
 from whalepy.program.capture_memory import does_nothing
 from whalepy.program.capture_replay import Replay
-from whalepy.program.capture_scatter import Emit, Step, same_shape, sizes
+from whalepy.program.capture_scatter import Emit, Step, overwritten, same_shape, sizes
 from whalepy.program.capture_schema import Op, by_name, call_of, pure_form, writes, writes_silently, written_names
 from whalepy.program.dead_code import drop_unused
 
@@ -151,7 +152,10 @@ def _fitted(emit: Emit, node: fx.Node, alias: Alias, result: fx.Node) -> fx.Node
         shapes = f"{list(result.meta['val'].shape)} to one of shape {list(alias.fake.shape)}"
         raise CaptureError(f"{node.target} writes a result of shape {shapes}", at=node.meta.get("where"), fix=_PURE)
     dtype = alias.fake.dtype
-    return result if result.meta["val"].dtype == dtype else emit(aten.to.dtype, result, dtype)
+    if result.meta["val"].dtype == dtype:
+        return result
+    fitted = emit(aten.to.dtype, result, dtype)
+    return fitted if is_differentiable(result.meta["val"]) else overwritten(emit, alias.current(emit), fitted)
 
 
 def _become_view(replay: Replay, node: fx.Node) -> list[Alias]:
@@ -194,7 +198,9 @@ def _copied(emit: Emit, self: fx.Node, src: fx.Node, non_blocking: bool) -> fx.N
     value, old = src, self.meta["val"]
     if src.meta["val"].dtype != old.dtype:
         value = emit(aten.to.dtype, value, old.dtype)
-    return value if same_shape(src.meta["val"], old) else emit(aten.expand.default, value, sizes(emit, self))
+    if not same_shape(src.meta["val"], old):
+        value = emit(aten.expand.default, value, sizes(emit, self))
+    return overwritten(emit, self, value)
 
 
 def _zeroed(emit: Emit, self: fx.Node) -> fx.Node:

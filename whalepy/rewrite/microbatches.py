@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import sympy
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -17,7 +18,7 @@ from whalepy.planner.decide import Subject
 from whalepy.planner.levels import Assignment, Level, assign
 from whalepy.primitives import replicate
 from whalepy.program.analysis import Program, producer
-from whalepy.program.call import is_tensor, tensor_operands
+from whalepy.program.call import is_tensor, results, sizes_of, tensor_operands
 from whalepy.program.capture import Captured, Placeholder
 from whalepy.program.dead_code import drop_unused
 from whalepy.program.functional_ops import first_only
@@ -45,9 +46,9 @@ class Microbatched:
 
 def microbatched(program: Program, subject: Subject) -> Microbatched:
     """Cut a program in time. Raises PlanError, naming the operator, where the loss is not a sum over rows."""
-    made = assign(subject.operators, _level(program, subject), {})
-    ahead = _computed_ahead(program, made)
+    made, ahead = _assigned(program, subject)
     _check_additive(program, made, ahead)
+    _check_draws(program, ahead)
     captured = program.captured
     graph, copies = _copy(captured.graph.graph)
     values = _values_ahead(program, ahead)
@@ -58,8 +59,19 @@ def microbatched(program: Program, subject: Subject) -> Microbatched:
         placeholders.append(_read_from_prologue(program, node, k, graph, copies, ahead))
     drop_unused(graph)
     main = replace(captured, graph=fx.GraphModule({}, graph), placeholders=tuple(placeholders))
-    prologue = _prologue(captured, values) if values else None
-    return Microbatched(main, prologue, _summed(program, made))
+    prologue = _prologue(program, values) if values else None
+    return Microbatched(main, prologue, _summed(program, made, ahead))
+
+
+def _assigned(program: Program, subject: Subject) -> tuple[Assignment, set[int]]:
+    """How every operator is cut in time, and which are computed ahead."""
+    summed: set[tuple[int, int]] = set()
+    while True:
+        made = assign(subject.operators, _level(program, subject), {}, summed)
+        needed = _sums_needed_whole(program, made)
+        if needed <= summed:
+            return made, _computed_ahead(program, made, {i for i, _ in summed})
+        summed |= needed
 
 
 def _level(program: Program, subject: Subject) -> Level:
@@ -77,16 +89,29 @@ def _level(program: Program, subject: Subject) -> Level:
     )
 
 
-def _computed_ahead(program: Program, made: Assignment) -> set[int]:
-    """Operators without gradient that need the whole batch, and all that follow from them without gradient."""
+def _computed_ahead(program: Program, made: Assignment, summed: set[int]) -> set[int]:
+    """Operators without gradient that need the whole batch, those in `summed`, and all that follow from them without
+    gradient."""
     ahead: set[int] = set()
     for i, op in enumerate(program.operators):
         if op.kind != "call" or any(op.result_grad):
             continue
-        after = any(p in ahead for p, _ in op.operands)
+        after = i in summed or any(p in ahead for p, _ in op.operands)
         if after or any(_needs_whole(program, made, i, k) for k in range(len(op.operands))):
             ahead.add(i)
     return ahead
+
+
+def _sums_needed_whole(program: Program, made: Assignment) -> set[tuple[int, int]]:
+    """Partial sums without gradient that something with a gradient needs whole: it divides by them, say."""
+    return {
+        key
+        for i, op in enumerate(program.operators)
+        if op.kind == "call" and any(op.result_grad)
+        for k, key in enumerate(op.operands)
+        if made.types[key] == "P" and _needs_whole(program, made, i, k)
+        if not any(program.operators[key[0]].result_grad)
+    }
 
 
 def _needs_whole(program: Program, made: Assignment, i: int, k: int) -> bool:
@@ -101,12 +126,38 @@ def _check_additive(program: Program, made: Assignment, ahead: set[int]) -> None
             continue
         for k, key in enumerate(op.operands):
             if key[0] in ahead:
-                if _has_rows(program, key):
+                if _has_rows(program, key) and not _takes_rows(program, made, i, k):
                     raise _not_additive(program, i)
             elif _needs_whole(program, made, i, k) or _cuts_whole(program, made, i, k):
                 raise _not_additive(program, i)
         if _kernel(made, i) in _COUNTING:
             raise _not_additive(program, i)
+
+
+def _check_draws(program: Program, ahead: set[int]) -> None:
+    """What is drawn for every microbatch cannot be known before them."""
+    end = len(program.operators) - 1
+    both = _behind(program, ahead, set()) & _behind(program, {end}, ahead)
+    for i in sorted(both):
+        op = program.operators[i]
+        if op.random:
+            raise PlanError(
+                f"{op.target} draws numbers for each microbatch, and something is computed of those of all of them",
+                at=op.where or None,
+                fix="leave out microbatches=, or compute it of values without random numbers",
+            )
+
+
+def _behind(program: Program, ends: set[int], beyond: set[int]) -> set[int]:
+    """Operators that some others depend on, these included, as far back as `beyond`."""
+    found: set[int] = set()
+    left = list(ends)
+    while left:
+        i = left.pop()
+        if i not in found:
+            found.add(i)
+            left.extend(p for p, _ in program.operators[i].operands if p not in beyond)
+    return found
 
 
 def _cuts_whole(program: Program, made: Assignment, i: int, k: int) -> bool:
@@ -133,6 +184,24 @@ def _counts_rows(program: Program, key: tuple[int, int]) -> bool:
 def _has_rows(program: Program, key: tuple[int, int]) -> bool:
     dims = program.dims[key[0]][key[1]]
     return any(program.batch in program.axes.leaves(dim) for dim in dims)
+
+
+def _takes_rows(program: Program, made: Assignment, i: int, k: int) -> bool:
+    """Whether an operator takes only its own rows of a value that is computed ahead."""
+    op = program.operators[i]
+    want, at = operand_type(op, made.modes[i], k), _row_dim(program, op.operands[k])
+    return at is not None and isinstance(want, Sharded) and (want.place.dim, want.place.axis) == (at, program.batch)
+
+
+def _row_dim(program: Program, key: tuple[int, int]) -> int | None:
+    """The dim of the rows, if nothing else of a value's shape depends on their number."""
+    sizes = [sympy.sympify(size) for size in sizes_of(results(program.nodes[key[0]])[key[1]])]
+    dims = [program.axes.leaves(dim) for dim in program.dims[key[0]][key[1]]]
+    rows = [d for d, leaves in enumerate(dims) if program.batch in leaves]
+    if len(rows) != 1 or dims[rows[0]] != (program.batch,):
+        return None
+    counted = sizes[rows[0]].free_symbols
+    return None if any(size.free_symbols & counted for d, size in enumerate(sizes) if d != rows[0]) else rows[0]
 
 
 def _not_additive(program: Program, i: int) -> PlanError:
@@ -171,18 +240,21 @@ def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 def _mask_replicated_terms(
     program: Program, made: Assignment, ahead: set[int], graph: fx.Graph, copies: dict[fx.Node, fx.Node]
 ) -> None:
-    """A term that does not depend on rows counts once, not once per microbatch."""
+    """A term that does not depend on rows, or is known of all of them, counts once, not once per microbatch."""
+
+    def whole(key: tuple[int, int]) -> bool:
+        return key[0] in ahead or made.types[key] in ("R", "B")
+
     for i, op in enumerate(program.operators):
         node = program.nodes[i]
         if op.kind == "call" and i not in ahead:
             for k, operand in enumerate(tensor_operands(node)):
-                added = operand_type(op, made.modes[i], k) == "P"
-                if added and made.types[op.operands[k]] in ("R", "B"):
+                if operand_type(op, made.modes[i], k) == "P" and whole(op.operands[k]):
                     _wrap(graph, copies[node], copies[operand], operand)
     output = program.nodes[-1]
     loss = next(n for n in pytree.tree_leaves(output.args) if isinstance(n, fx.Node))
     source, r = producer(loss)
-    if made.types[program.positions[source], r] in ("R", "B") and program.positions[source] not in ahead:
+    if whole((program.positions[source], r)):
         _wrap(graph, copies[output], copies[loss], loss)
 
 
@@ -213,25 +285,34 @@ def _read_from_prologue(
     with graph.inserting_after(last):
         new = graph.placeholder(f"prologue_{k}")
     new.meta["val"] = node.meta["val"]
+    computed = {copies[other] for other, i in program.positions.items() if i in ahead}
     for user in list(copies[node].users):
-        original = next(n for n, c in copies.items() if c is user)
-        if program.positions.get(original) not in ahead:
+        if user not in computed:
             user.replace_input_with(copies[node], new)
-    return Placeholder(new.name, "input", f"prologue[{k}]", None, None)
+    return Placeholder(new.name, "input", f"prologue[{k}]", None, None, _rows_of(program, node))
 
 
-def _prologue(captured: Captured, values: list[fx.Node]) -> Captured:
+def _rows_of(program: Program, node: fx.Node) -> int | None:
+    source, r = producer(node)
+    return _row_dim(program, (program.positions[source], r))
+
+
+def _prologue(program: Program, values: list[fx.Node]) -> Captured:
+    captured = program.captured
     graph, copies = _copy(captured.graph.graph)
     output = graph.find_nodes(op="output")[0]
     output.args = (tuple(copies[node] for node in values),)
     drop_unused(graph)
-    return replace(captured, graph=fx.GraphModule({}, graph), results=len(values), mutations=())
+    rows = tuple(_rows_of(program, node) for node in values)
+    module = fx.GraphModule({}, graph)
+    return replace(captured, graph=module, results=len(values), mutations=(), result_rows=rows)
 
 
-def _summed(program: Program, made: Assignment) -> tuple[bool, ...]:
+def _summed(program: Program, made: Assignment, ahead: set[int]) -> tuple[bool, ...]:
     outputs = [n for n in pytree.tree_leaves(program.nodes[-1].args) if isinstance(n, fx.Node) and is_tensor(n)]
     found: list[bool] = []
     for node in outputs[program.captured.results :]:
         source, r = producer(node)
-        found.append(made.types[program.positions[source], r] == "P")
+        i = program.positions[source]
+        found.append(made.types[i, r] == "P" and i not in ahead)
     return tuple(found)

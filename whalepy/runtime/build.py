@@ -106,7 +106,7 @@ def built(
     main, _ = built(reanalysed(program, cut.main), speeds, found, base=subject.all_chains)
     ahead = None
     if cut.prologue is not None:
-        whole, _ = built(reanalysed(program, cut.prologue), speeds, found, base=subject.all_chains)
+        whole, _ = built(reanalysed(program, cut.prologue), speeds, found, base=subject.all_chains, keep_rows=True)
         names = tuple(f"prologue[{k}]" for k in range(cut.prologue.results))
         ahead = Ahead(whole.program, whole.decisions, whole.rewritten, names)
     return replace(main, chains=subject.all_chains, prologue=ahead, summed=cut.summed), found

@@ -133,6 +133,9 @@ class StepRun:
             if pair[1] == k
         }
         tensors = dict(self.tensors[k])
+        for place in stage.captured.placeholders:
+            if place.rows is not None:  # computed ahead, row by row
+                tensors[place.name] = rows_at(tensors[place.name], place.rows, [self._piece(k, m)])
         for pair, values in received.items():
             for number, value in values.items():
                 crossed = self.runnable.values[pair].crossed[number]
@@ -155,18 +158,21 @@ class StepRun:
 
     def _rows(self, k: int, m: int) -> Sequence[Any]:
         """The leaves of this rank, those with rows cut to the microbatch."""
-        count = self.runnable.microbatches
-        if count == 1:
+        if self.runnable.microbatches == 1:
             return self.leaves
-        if k not in self.pieces:
-            grid, place = self.model._grids[k], self.model._places[k]
-            self.pieces[k] = [length for _, length in grid.row_pieces(self.total, place.coordinates)]
-        lengths = self.pieces[k]
-        piece = [(sum(lengths[:m]), lengths[m])]
+        piece = [self._piece(k, m)]
         return [
             rows_at(leaf, dim, piece) if dim is not None and leaf is not None else leaf
             for leaf, dim in zip(self.leaves, self.runnable.captured.batch_inputs, strict=True)
         ]
+
+    def _piece(self, k: int, m: int) -> tuple[int, int]:
+        """The rows of a microbatch among those of this rank: first, and how many."""
+        if k not in self.pieces:
+            grid, place = self.model._grids[k], self.model._places[k]
+            self.pieces[k] = [length for _, length in grid.row_pieces(self.total, place.coordinates)]
+        lengths = self.pieces[k]
+        return sum(lengths[:m]), lengths[m]
 
     def _learning(self, k: int) -> dict[int, list[tuple[tuple[int, int], int]]]:
         """The outputs of a stage that gradients come back to: (boundary, number of the value) of every reader."""

@@ -19,11 +19,10 @@ from whalepy.program.analysis import Program, Value
 from whalepy.program.dead_code import drop_unused
 from whalepy.program.layout import Layout, Sharded, result_type
 from whalepy.program.taskgraphs import Crossing, Lending, Taskgraph, Taskgraphs, crosses_unknown, stages_in, taskgraphs
-from whalepy.rewrite.bindings import MoveBinding
 from whalepy.rewrite.deferred import deferred
 from whalepy.rewrite.microbatches import microbatched
 from whalepy.rewrite.rewrite import input_layout, rewrite
-from whalepy.runtime.build import Ahead, Analysed, built, reanalysed, row_layouts, subject_of
+from whalepy.runtime.build import Ahead, Analysed, built, reanalysed, rewritten, row_layouts, subject_of
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,9 @@ def pipelined(
 def _deferring(main: Pipeline) -> Pipeline:
     stages: list[Analysed] = []
     for k, stage in enumerate(main.stages):
-        rewritten, notes = deferred(stage.rewritten, stage.program)
+        later, notes = deferred(stage.rewritten, stage.program)
         told = tuple(f"stage {k}: {note}" for note in notes) if len(main.stages) > 1 else notes
-        stages.append(replace(stage, rewritten=rewritten, notes=told))
+        stages.append(replace(stage, rewritten=later, notes=told))
     return replace(main, stages=tuple(stages))
 
 
@@ -333,7 +332,7 @@ def _prologue(
             fix="leave out microbatches=, or compute it in the stage that uses it",
         )
     decisions, _ = decide(subject_of(own, stage.chains), speeds, orders)
-    return Ahead(own, decisions, rewrite(own, decisions), tuple(names))
+    return Ahead(own, decisions, rewritten(own, decisions, keep_rows=True), tuple(names))
 
 
 def _with_results(captured: Any, wanted: Sequence[int]) -> Any:
@@ -343,7 +342,8 @@ def _with_results(captured: Any, wanted: Sequence[int]) -> Any:
     flat: Any = graph.graph_copy(captured.graph.graph, copies)
     graph.output(tuple(flat[k] for k in wanted))
     drop_unused(graph)
-    return replace(captured, graph=fx.GraphModule(captured.graph, graph), results=len(wanted))
+    rows = tuple(captured.result_rows[k] for k in wanted)
+    return replace(captured, graph=fx.GraphModule(captured.graph, graph), results=len(wanted), result_rows=rows)
 
 
 def _crossed(
@@ -390,14 +390,3 @@ def _parameter_end(stage: Analysed, name: str) -> End | None:
         if op.kind == "parameter" and stage.program.placeholder(i).name == name:
             return End(stage.program, stage.decisions, (i, 0), stage.decisions.stored[name])
     return None
-
-
-def gathers_rows(part: Analysed | Ahead) -> bool:
-    """Whether a program puts rows of several ranks together, in the order they have."""
-    return any(
-        isinstance(binding, MoveBinding)
-        and isinstance(binding.source, Sharded)
-        and binding.source.place.axis == part.program.batch
-        and binding.source != binding.target
-        for binding in part.rewritten.bindings
-    )

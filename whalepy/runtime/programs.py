@@ -26,7 +26,8 @@ from whalepy.rewrite.verify import verify
 from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Analysed
 from whalepy.runtime.extents import Extents, Grid, StepSizes, grid_of
-from whalepy.runtime.pipeline import Pipeline, gathers_rows
+from whalepy.runtime.pipeline import Pipeline
+from whalepy.runtime.row_order import needs_row_order
 from whalepy.runtime.steps import batch_symbols, rows_in, sizes_of_microbatch
 
 
@@ -135,7 +136,9 @@ def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: boo
 def _check_order_of_rows(stage: Analysed, placed: StagePlan, plan: Plan, microbatches: int) -> None:
     inside = placed.row_cuts[len(placed.mesh) if placed.outer is None else placed.outer :]
     part = stage if microbatches == 1 else stage.prologue
-    if plan.microbatches > 1 and any(cut is not None for cut in inside) and part is not None and gathers_rows(part):
+    if part is None or plan.microbatches == 1 or all(cut is None for cut in inside):
+        return
+    if needs_row_order(part.program, part.rewritten):
         raise PlanError(
             "an operator needs the rows of the whole batch in their order, but ranks inside a stage hold them by "
             "microbatches",
