@@ -300,7 +300,7 @@ MISTAKES = {
         option("--stages", "2", "--schedule", "interleaved:3"),
         "--schedule interleaved:3 wants a multiple of 3 stages, not 2",
     ),
-    "stages with ZeRO": (option("--stages", "2", "--zero", "1"), "--zero 1 with stages is not there yet"),
+    "stages with ZeRO 2": (option("--stages", "2", "--zero", "2"), "--zero 2 with stages is not there yet"),
     "a schedule": (option("--schedule", "1f1b"), "--schedule 1f1b is for stages, of which there are none"),
     "an unknown schedule": (option("--stages", "2", "--schedule", "2f2b"), "there is no schedule '2f2b'"),
     "a folder that is not there": (option("--json", "nowhere/f.json"), "there is no folder nowhere"),

@@ -13,7 +13,11 @@ from torch import nn
 
 import whalepy
 from tests.dryrun.studies import chain, ids
+from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
+from whalepy.dryrun.chosen import forced as search
+from whalepy.dryrun.forced import Forced
+from whalepy.dryrun.grown import grown
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages
 from whalepy.dryrun.study import Study
@@ -21,6 +25,7 @@ from whalepy.dryrun.tried import Options
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import StageForecast
 from whalepy.planner.schedule.actions import COMPUTES
+from whalepy.primitives import scopes_on
 from whalepy.runtime.build import Recipe
 
 WIDTH, LENGTH, ROWS = 128, 64, 8
@@ -157,3 +162,132 @@ def test_folded_stages_do_what_whole_ones_do(name: str) -> None:
         assert own.pop("step") == pytest.approx(all_own.pop("step"), rel=0.04)
         own, all_own = ({k: v for k, v in found.items() if k[:4] != "busy"} for found in (own, all_own))
     assert own == pytest.approx(all_own, rel=0.01)
+
+
+# -- without another capture
+
+
+def _stages(case: Case) -> dict[str, Any]:
+    return dict(scopes_on(case.model()[0]))
+
+
+@pytest.mark.parametrize("name", ["2 even", "zero-bubble", "interleaved", "4 stages, selective"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_what_grows_from_three_blocks_is_what_a_capture_gives(name: str, fold: bool) -> None:
+    case = CASES[name]
+    model, batch = case.make(case.bounds[-1])
+    with folded(model) as blocks:
+        base = Study.of(Recipe(model), batch, "adamw", blocks)
+    whalepy.annotate(model, _stages(case))
+    with folded(model, fold=fold, least=LEAST_IN_STAGES) as blocks:
+        found = grown(base, blocks, scopes_on(model))
+        captured = Study.of(Recipe(model), batch, "adamw", blocks)
+    assert found is not None and found.identity(None) == captured.identity(None)
+    names = [[place.name for place in study.program.captured.placeholders] for study in (found, captured)]
+    assert names[0] == names[1]
+
+
+def test_a_model_of_transformers_grows_too() -> None:
+    """Its captures keep literals that nothing reads, which are not grown: figures are compared."""
+    case = CASES["Llama, split inside"]
+    model, batch = case.make(case.bounds[-1])
+    with folded(model) as blocks:
+        base = Study.of(Recipe(model), batch, "adamw", blocks)
+    whalepy.annotate(model, _stages(case))
+    with folded(model, least=LEAST_IN_STAGES) as blocks:
+        study = grown(base, blocks, scopes_on(model))
+        assert study is not None
+        own = tried_in_stages(study, ClusterSpec.load(case.cluster), Options(**case.options), Staged())
+        found = stages_of(own), _figures(own)
+    _, told, figures = tried_of(case, fold=True)
+    assert found == (told, figures)
+
+
+class Skipping(nn.Module):
+    """Every block reads what the first one gave too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x = self.blocks[0](x)
+        for block in self.blocks[1:]:
+            x = block(x + first)
+        return x.pow(2).sum()
+
+
+def test_blocks_that_read_the_first_one_do_not_grow() -> None:
+    with torch.device("meta"):
+        model, batch = Skipping(), (torch.empty(4, 8),)
+    with folded(model) as blocks:
+        base = Study.of(Recipe(model), batch, "adamw", blocks)
+    with folded(model, fold=False) as blocks:
+        assert grown(base, blocks, {}) is None
+
+
+def forced_of(layers: int, stages: int) -> tuple[nn.Module, Forced]:
+    """A chain, and how to put it in stages."""
+    model, batch = plain(layers)
+    with folded(model) as blocks:
+        return model, Forced(Study.of(Recipe(model), batch, "adamw", blocks), Options(stages=stages))
+
+
+@pytest.mark.parametrize("cards", [2, 3])
+def test_stages_are_cut_anew_for_other_devices(cards: int) -> None:
+    """As they would be if the model were annotated so."""
+    model, forced = forced_of(10, 3)
+    cluster = ClusterSpec.load(f"{cards}x{V100}")
+    whalepy.annotate(model, {"blocks.*": whalepy.stage()})  # what stands on it is of no matter
+    found = forced.on(cluster, 3)
+    assert found is not None and len(model.get_submodule("blocks")._modules) == 10
+    told = [candidate_of(found).plan.stages[k].rank_of for k in range(cards)]
+    assert told == [(k,) for k in range(cards)]
+    other, batch = plain(10)
+    with folded(model, scopes={}):
+        staged, options = search(forced.base, cluster, Options(stages=cards))
+    whalepy.annotate(other, staged.scopes)
+    with folded(other, fold=False) as blocks:
+        tried = tried_in_stages(Study.of(Recipe(other), batch, "adamw", blocks), cluster, options, staged)
+        assert found.step_s == pytest.approx(tried.step_s, rel=0.01)
+        assert found.filled == pytest.approx(tried.filled, rel=0.01)
+    assert forced.on(ClusterSpec.load(f"1x{V100}"), 3) is None
+
+
+def test_what_each_device_adds_to_stages() -> None:
+    """Three stages without one of three equal cards are two."""
+    _, forced = forced_of(9, 3)
+    best, two = (forced.on(ClusterSpec.load(f"{count}x{V100}"), 3) for count in (3, 2))
+    assert best is not None and two is not None
+    seen: list[ClusterSpec] = []
+
+    def without(others: ClusterSpec) -> PipelineTried | None:
+        seen.append(others)
+        return forced.on(others, 3)
+
+    added = adds_in_stages(best, without)
+    assert len(seen) == 1 and added == dict.fromkeys(range(3), 1 - best.step_s / two.step_s)
+
+
+# -- stages that do the same
+
+
+ALIKE = {
+    "folded": (Case(plain, (0, 2, 6, 11, 13), f"4x{V100}", options={"microbatches": 5}), 3),
+    "one of them short": (Case(plain, (0, 2, 6, 8, 10), f"4x{V100}", options={"microbatches": 5}), 4),
+    "zero-bubble": (Case(plain, (0, 2, 4, 6, 8), f"4x{V100}", options={"schedule": "zero-bubble"}), 3),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_stages_that_differ_in_their_repeats_are_rehearsed_once(name: str) -> None:
+    case, runs = ALIKE[name]
+    model, batch = case.model()
+    with folded(model, least=LEAST_IN_STAGES) as blocks:
+        study = Study.of(Recipe(model), batch, "adamw", blocks)
+        candidate = candidate_of(
+            tried_in_stages(study, ClusterSpec.load(case.cluster), Options(**case.options), Staged())
+        )
+        assert len(candidate.recorded) == runs
+        for rank in candidate.plan.ranks:
+            assert candidate._recorded_actions(rank) == candidate.run(rank)

@@ -205,6 +205,46 @@ def test_gpipe_holds_all_microbatches_where_1f1b_holds_as_many_as_stages() -> No
     assert plain.work(1, 8192).peak < gpipe.work(1, 8192).peak + 1
 
 
+def test_replicas_of_a_stage_keep_the_optimizer_state_in_parts() -> None:
+    """ZeRO 1: half the state each; what a reduction sends less, the gather of the parameters sends."""
+    plain, parted = (tried_of(CASES["replicas around"], zero=zero) for zero in (0, 1))
+    for rank in plain.ranks:
+        whole, part = (tried.candidate.work(rank, 0) for tried in (plain, parted))
+        assert part.optimizer == pytest.approx(whole.optimizer / 2, rel=0.01)
+        saved = whole.optimizer - part.optimizer
+        assert candidate_of(plain).acts_of(rank).before - candidate_of(parted).acts_of(rank).before == saved
+        assert (part.parameters, part.gradients, part.flops) == (whole.parameters, whole.gradients, whole.flops)
+        kinds = {event.collective for event in part.events if event.collective and event.phase != "forward"}
+        assert kinds == {"reduce-scatter", "all-gather"}
+        sent = [sum(e.bytes * times for e, times in work.weighted if e.collective) for work in (whole, part)]
+        assert 0.9 * sent[0] < sent[1] <= sent[0]  # what a stage borrows is put together where it is kept
+    assert parted.candidate.savings.words == ("zero 1",)
+    assert _out(parted) == pytest.approx(_out(plain), rel=0.1)
+    assert parted.step_s == pytest.approx(plain.step_s, rel=0.2)
+
+
+def _out(tried: PipelineTried) -> tuple[float, float]:
+    """Bytes inside nodes and out of them."""
+    inside, out = candidate_of(tried).traffic()
+    return sum(inside.values()), sum(out.values())
+
+
+@pytest.mark.parametrize("name", ["split inside", "replicas around"])
+def test_a_larger_batch_and_longer_rows_hold_what_they_would_if_asked_for(name: str) -> None:
+    case = CASES[name]
+    candidate = candidate_of(tried_of(case))
+    study = candidate.study
+    longer = candidate.with_length(12, 20)
+    assert longer is not None and candidate.study.rows == 8
+    tall, long = study.with_rows(16), study.with_length(12, 20)
+    assert long is not None
+    for found, asked in ((candidate.with_rows(16), tall), (longer, long)):
+        other = candidate_of(tried_in_stages(asked, candidate.cluster, Options(**case.options), Staged()))
+        for rank in candidate.plan.ranks:
+            assert found.rows_of(rank) == other.rows_of(rank)
+            assert found.work(rank, 0) == other.work(rank, 0)
+
+
 def test_what_crosses_between_nodes_takes_its_time() -> None:
     case = Case(lambda: chain(2), dict[str, Any], 2, {"microbatches": 4})
     near, far = tried_of(case, "2xT4"), tried_of(case, "2x1xT4 @ 1Gbit/s")

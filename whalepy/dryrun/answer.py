@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from whalepy.dryrun.beyond import adds, modules_of
+from whalepy.dryrun.beyond import adds, adds_in_stages, modules_of
 from whalepy.dryrun.ladder import Strategy, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.pipeline import PipelineTried
@@ -17,7 +17,7 @@ from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
-from whalepy.dryrun.study import Savings, Study
+from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
@@ -78,26 +78,34 @@ def answer_in_stages(
     """
     progress(staged.name or "stages")
     best = tried_in_stages(study, cluster, options, staged)
-    progress("the whole model on every device")
-    baseline = _replicated(study, cluster, options, best.candidate.savings)
     ways: tuple[str, ...] = ()
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
-    ranked = [best, *([] if baseline is None or baseline.verdict == "no" else [baseline])]
+    added = dict[int, float | None].fromkeys(best.ranks)
+    if not staged.flags:  # stages of the user's own; those that are forced are cut anew
+        progress("without a device")
+        count = replace(options, microbatches=best.candidate.microbatches)
+        added = adds_in_stages(best, lambda others: tried_in_stages(study, others, count, staged))
+    baselines = staged.baselines
+    if baselines is None:
+        progress("the whole model on every device")
+        baselines = replicated(study, cluster, options)  # last: it takes the stages off the graph
+    ranked = [best, *(baseline for baseline in baselines if baseline.verdict != "no")]
     more = _without_work(best)
-    made = forecast_of(study, best, baseline or best, ranked, subject, ways, more)
+    made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
     return replace(made, annotations=staged.annotations), best
 
 
-def _replicated(study: Study, cluster: ClusterSpec, options: Options, savings: Savings) -> Tried | None:
-    """The whole model on every device with equal rows, as DistributedDataParallel; None where that cannot be."""
+def replicated(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Tried, ...]:
+    """The whole model on every device with equal rows, as DistributedDataParallel; none where that cannot be."""
     count = len(cluster.devices)
     strategy = levels_of(count, 1), f"replicate {count}", ""
     equal = replace(options, shares="equal", microbatches=None)
     try:
-        return min(with_shares(study, cluster, strategy, equal, 1, savings), key=lambda tried: tried.order)
+        tried = with_shares(study, cluster, strategy, equal, 1, options.savings)
     except WhaleError:  # fewer rows than devices
-        return None
+        return ()
+    return tuple(sorted(tried, key=lambda one: one.order)[:1])
 
 
 def _without_work(best: PipelineTried) -> tuple[str, ...]:
@@ -142,9 +150,13 @@ def forecast_of(
     subject: Subject,
     ways: tuple[str, ...],
     more: Sequence[str],
+    added: Mapping[int, float | None] | None = None,
 ) -> Forecast:
-    """The report of the best of some plans that were tried, `ranked` from best to worst."""
-    played, added = best.played, adds(best)
+    """The report of the best of some plans that were tried, `ranked` from best to worst.
+
+    `added`: what each rank adds, where that is known already.
+    """
+    played, added = best.played, adds(best) if added is None else added
     bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
     return Forecast(
         subject=subject,
@@ -166,8 +178,8 @@ def forecast_of(
         assumptions=(*more, *best.candidate.cluster.assumptions, *_assumptions(best)),
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
-        largest_batch=None if isinstance(best, PipelineTried) else largest_batch(best),
-        longest_sequence=None if isinstance(best, PipelineTried) else longest_sequence(best, subject.tokens),
+        largest_batch=largest_batch(best),
+        longest_sequence=longest_sequence(best, subject.tokens),
         ways_out=ways,
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,

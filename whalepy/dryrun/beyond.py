@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import prod
 
 from whalepy.dryrun.blocks import module_of
@@ -15,6 +15,7 @@ from whalepy.dryrun.shares import best_rows
 from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.tried import Tried
 from whalepy.errors import WhaleError
+from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.planner.decide import Decisions
 from whalepy.planner.forecast import ModulePart
 from whalepy.program.costs import hint
@@ -28,14 +29,50 @@ def adds(best: Tried) -> dict[int, float | None]:
     annotations of the model leave no other number of devices.
     """
     candidate = best.candidate
-    if len(candidate.plan.stages) > 1:
-        return dict.fromkeys(best.ranks)
     if candidate.replicas != len(best.ranks) or len(best.ranks) == 1 or best.verdict == "no":
         return dict.fromkeys(best.ranks)
     kinds = {rank: candidate.kind_of(candidate.replica_of(rank)) for rank in best.ranks}
     first = {kind: rank for rank, kind in reversed(kinds.items())}
     known = {kind: _added(best, rank) for kind, rank in first.items()}
     return {rank: known[kind] for rank, kind in kinds.items()}
+
+
+def adds_in_stages(best: Tried, plan: Callable[[ClusterSpec], Tried | None]) -> dict[int, float | None]:
+    """The same for a pipeline, of which `plan` makes another one for other devices.
+
+    Devices of one kind in nodes of one kind are tried once.
+    """
+    cluster = best.candidate.cluster
+    if best.verdict == "no" or len(cluster.devices) == 1:
+        return dict.fromkeys(best.ranks)
+    everything = set(range(len(cluster.devices)))
+    forms = [(node.link, tuple(_kind_of(device) for device in node.devices)) for node in cluster.nodes]
+    known: dict[Hashable, float | None] = {}
+    found: dict[int, float | None] = {}
+    for rank in best.ranks:
+        device = best.candidate.device(rank)
+        kind = forms[device.node], _kind_of(device)
+        if kind not in known:
+            without = _planned(plan, only(cluster, everything - {device.index}))
+            known[kind] = None if without is None else _lost(best, without)
+        found[rank] = known[kind]
+    return found
+
+
+def _kind_of(device: Device) -> Hashable:
+    return device.profile, device.speed, device.memory_bytes
+
+
+def _planned(plan: Callable[[ClusterSpec], Tried | None], cluster: ClusterSpec) -> Tried | None:
+    try:
+        return plan(cluster)
+    except WhaleError:
+        return None
+
+
+def _lost(best: Tried, without: Tried) -> float:
+    """The part of the throughput that is lost with another plan."""
+    return 1.0 if without.verdict == "no" else 1 - best.step_s / without.step_s
 
 
 def _added(best: Tried, rank: int) -> float | None:
@@ -48,7 +85,7 @@ def _added(best: Tried, rank: int) -> float | None:
         return None
     rows = best_rows(candidate, study.rows)
     without = Tried(candidate, rows, "", "", candidate.played(rows))
-    return 1.0 if without.verdict == "no" else 1 - best.step_s / without.step_s
+    return _lost(best, without)
 
 
 def ways_out(tried: Sequence[Tried], *, shares_forced: bool) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from whalepy.planner.work import KEPT, Fold
+from whalepy.primitives import Primitive
 from whalepy.primitives.annotate import scopes_on
 
 LEAST_REPEATS = 5
@@ -110,11 +111,18 @@ def module_of(node: fx.Node) -> str | None:
 
 
 @contextmanager
-def folded(model: nn.Module, *, fold: bool = True, least: int = LEAST_REPEATS) -> Generator[Blocks]:
+def folded(
+    model: nn.Module,
+    *,
+    fold: bool = True,
+    least: int = LEAST_REPEATS,
+    scopes: Mapping[str, Sequence[Primitive]] | None = None,
+) -> Generator[Blocks]:
     """The blocks of the model; inside, blocks that repeat, `least` times or more, are there three times only.
 
     Blocks are the members of the outermost lists of modules. They repeat where classes, shapes and plain attributes
     are the same, except for a number that is the place of a block in its list. The model is whole again afterwards.
+    `scopes`: by path, what tells blocks apart in place of the scopes that stand on them.
     """
     changed: list[tuple[nn.Module, dict[str, Any]]] = []
     paths: list[str] = []
@@ -123,8 +131,10 @@ def folded(model: nn.Module, *, fold: bool = True, least: int = LEAST_REPEATS) -
     try:
         for path, container in list(_containers(model)):
             names = list(container._modules)
-            whole += [f"{path}.{name}" if path else name for name in names]
-            runs = _runs([container._modules[name] for name in names], least) if fold else []
+            own = [f"{path}.{name}" if path else name for name in names]
+            whole += own
+            apart = None if scopes is None else [tuple(scopes.get(each, ())) for each in own]
+            runs = _runs([container._modules[name] for name in names], least, apart) if fold else []
             left = _left(len(names), runs)
             for start, period, repeats in runs:
                 before = sum(number < start for number in left)
@@ -164,10 +174,13 @@ def _containers(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
         yield from _containers(child, f"{path}.{name}" if path else name)
 
 
-def _runs(members: Sequence[nn.Module | None], least: int) -> list[tuple[int, int, int]]:
+def _runs(
+    members: Sequence[nn.Module | None], least: int, apart: Sequence[Hashable] | None = None
+) -> list[tuple[int, int, int]]:
     """Stretches of members that repeat so often or more: (first, period, repeats)."""
     places = _places(members)
-    forms = [_form(member, places) for member in members]
+    forms = [_form(member, places, scoped=apart is None) for member in members]
+    forms = forms if apart is None else [*zip(forms, apart, strict=True)]
     found: list[tuple[int, int, int]] = []
     at = 0
     while at < len(forms):
@@ -199,7 +212,7 @@ def _places(members: Sequence[nn.Module | None]) -> frozenset[str]:
     return frozenset(set[str].intersection(*own))
 
 
-def _form(module: nn.Module | None, places: frozenset[str], path: str = "") -> Hashable:
+def _form(module: nn.Module | None, places: frozenset[str], path: str = "", *, scoped: bool = True) -> Hashable:
     """What a member is made of."""
     if module is None:
         return None
@@ -211,7 +224,7 @@ def _form(module: nn.Module | None, places: frozenset[str], path: str = "") -> H
         type(module),
         tuple((name, None if t is None else (t.shape, t.dtype, t.requires_grad)) for name, t in tensors),
         tuple(sorted((name, value) for name, value in plain if f"{path}.{name}" not in places)),
-        tuple(scopes_on(module).get("", ())),
+        tuple(scopes_on(module).get("", ())) if scoped or path else (),
         tuple((name, _form(c, places, f"{path}.{name}" if path else name)) for name, c in module._modules.items()),
     )
 

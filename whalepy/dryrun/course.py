@@ -76,6 +76,18 @@ class Step:
             track.memory.append((track.clock, update.peak))
         track.busy_s += seconds
         track.clock += seconds
+        for k in self._stages(rank) if self.candidate.savings.zero else ():
+            self._gather(track, rank, k)
+
+    def _gather(self, track: RankTrack, rank: int, k: int) -> None:
+        """The ranks of a stage end their updates together: what they hold is of one size."""
+        ranks = sorted(self.candidate.plan.stages[k].rank_of)
+        own = self.candidate.gathered(k).tracks[ranks.index(rank)]
+        if own.clock:
+            track.spans.append(Span(track.clock, track.clock + own.clock, "gradient", "all-gather"))
+        track.gradient_s += own.gradient_s
+        track.gradient_total_s += own.gradient_total_s
+        track.clock += own.clock
 
 
 _KINDS: Mapping[Op, SpanKind] = {

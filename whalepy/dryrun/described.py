@@ -49,7 +49,7 @@ class DescribedStudy(Study):
         """The same layers asked for a batch of so many rows."""
         return replace(self, rows=rows, cuts={})
 
-    def with_length(self, now: int, length: int) -> None:
+    def batch_of_length(self, now: int, length: int) -> None:
         """None: the figures are those of one length."""
 
     def candidate(

@@ -118,8 +118,8 @@ class RehearsedModel(CapturedModel):
         return self._host.position
 
     def stage_of(self, name: str) -> int:
-        """The stage that keeps a parameter; of those that nothing reads, and that stand for none, any of the rank's."""
-        own = self._plan.stages_of(self.rank) if self._plan is not None else (0,)
+        """The stage of this rank that keeps a parameter; its first one for what it keeps for want of any."""
+        own = self.plan.stages_of(self.rank)
         return self._owners[name] if self._owners[name] in own else own[0]
 
     def in_parts(self, name: str) -> bool:

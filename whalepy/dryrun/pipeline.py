@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 from whalepy.dryrun.course import Step
+from whalepy.dryrun.forms import StageForm, form_of, form_of_rank, stages_beside, told_of
 from whalepy.dryrun.model import META
 from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
 from whalepy.dryrun.silent import SilentBoundary
-from whalepy.dryrun.study import Candidate
+from whalepy.dryrun.study import Candidate, Study
 from whalepy.dryrun.tried import Tried
 from whalepy.hardware.cluster import Device
 from whalepy.planner.cost import DeviceCost, Network
@@ -40,7 +42,24 @@ class PipelineCandidate(Candidate):
 
     pipeline: Pipeline = field(kw_only=True)
     rehearsed: dict[Hashable, ActionsRehearsal] = field(default_factory=dict[Hashable, ActionsRehearsal])
-    taken: dict[Action, Played] = field(default_factory=dict[Action, Played])
+    recorded: dict[Hashable, tuple[int, RecordedActions]] = field(
+        default_factory=dict[Hashable, "tuple[int, RecordedActions]"]
+    )
+    """By what is run: the first rank that was rehearsed, and what it does."""
+    taken: dict[Action | int, Played] = field(default_factory=dict["Action | int", Played])
+    """By action, and by stage for what follows its update."""
+
+    def with_rows(self, rows: int) -> PipelineCandidate:
+        """The same plan and programs for a batch of so many rows."""
+        return self._on(self.study.resized(self.study.batch_of(rows), rows))
+
+    def with_length(self, now: int, length: int) -> PipelineCandidate | None:
+        """The same plan and programs for sequences of another length than now; None where the model refuses them."""
+        example = self.study.batch_of_length(now, length)
+        return None if example is None else self._on(self.study.resized(example, self.study.rows))
+
+    def _on(self, study: Study) -> PipelineCandidate:
+        return replace(self, study=study, known={}, rehearsed={}, recorded={}, taken={})
 
     # -- who and where
 
@@ -159,13 +178,27 @@ class PipelineCandidate(Candidate):
 
     def acts_of(self, rank: int) -> ActionsRehearsal:
         """What a rank does in each action; ranks with parts of the same sizes are rehearsed once."""
-        key = self._kind(rank)
+        key = self.kind_of_rank(rank)
         if key not in self.rehearsed:
             shardings = {k: self._sharding(k) for k in self.plan.stages_of(rank)}
             self.rehearsed[key] = whole_actions(self._recorded_actions(rank), self.study.blocks.folds, shardings)
         return self.rehearsed[key]
 
     def _recorded_actions(self, rank: int) -> RecordedActions:
+        """What was run of a rank; where another one runs the same program in another stage, what was run of that."""
+        form = form_of_rank(self, rank)
+        if form not in self.recorded:
+            self.recorded[form] = rank, self.run(rank)
+        other, recorded = self.recorded[form]
+        if other == rank:
+            return recorded
+        stages = dict(zip(stages_beside(self, other), stages_beside(self, rank), strict=True))
+        there, here = ([b for k in self.plan.stages_of(r) for b in self.forms[k].blocks] for r in (other, rank))
+        blocks = dict(zip(there, here, strict=True))
+        return told_of(recorded, stages, blocks)
+
+    def run(self, rank: int) -> RecordedActions:
+        """A rehearsal of a rank."""
         study, saved = self.study, self.savings
         fused = self.cluster.devices[0].profile.vendor != "CPU"
         rehearsed = Rehearsed(
@@ -173,15 +206,25 @@ class PipelineCandidate(Candidate):
         )
         return rehearse_stages(rehearsed, self.pipeline, self.plan, rank, study.example, set(self.stand_ins))
 
+    @cached_property
+    def forms(self) -> tuple[StageForm, ...]:
+        """What ranks of different stages have in common."""
+        known = self.study.blocks
+        return tuple(form_of(stage, at, known) for stage, at in zip(self.stages, self.plan.stages, strict=True))
+
     def _sharding(self, k: int) -> Sharding:
         """How a stage keeps its state over its replicas: those of the largest level that cuts rows."""
-        return Sharding()
+        placed = self.plan.stages[k]
+        levels = [level for level, cut in enumerate(placed.row_cuts) if cut is not None]
+        level = max(levels, key=placed.mesh.__getitem__, default=0)
+        return Sharding(self.savings.zero, placed.mesh[level] if levels else 1, level)
 
-    def _kind(self, rank: int) -> Hashable:
+    def kind_of_rank(self, rank: int) -> Hashable:
         """Equal for ranks that hold parts of the same sizes of everything."""
-        return tuple((k, self._sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
+        return tuple((k, self.sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
 
-    def _sizes_of(self, k: int, at: Coordinates) -> Hashable:
+    def sizes_of(self, k: int, at: Coordinates) -> Hashable:
+        """Equal for places of a stage with parts of the same sizes of everything."""
         placed, grid = self.plan.stages[k], self.grids[k]
         rows = tuple(length for _, length in grid.row_pieces(self.study.rows, at))
         inside = tuple(self._first_of(k)[level][at[level]] for level, cut in enumerate(placed.row_cuts) if cut is None)
@@ -196,7 +239,7 @@ class PipelineCandidate(Candidate):
 
     def work(self, rank: int, rows: int, cuts: Sequence[int] = ()) -> Rehearsal:
         """What a rank does in a step: each action as often as it comes, where most is held then."""
-        key = self._kind(rank)
+        key = self.kind_of_rank(rank)
         if key not in self.known:
             self.known[key] = self._whole(rank)
         return self.known[key]
@@ -212,7 +255,7 @@ class PipelineCandidate(Candidate):
         for action, held in most.items():
             if inner := tuple(moved(run.acts[action].parts, held)):
                 parts.append(Stretch(inner, often[action]))
-        parts += run.update
+        parts += [*run.update, *chain.from_iterable(run.gathers.values())]
         return Rehearsal(tuple(parts), run.parameters, run.buffers, run.gradients, run.optimizer, run.inputs)
 
     def held(self, rank: int) -> Iterator[tuple[Action, int, Acted]]:
@@ -245,9 +288,17 @@ class PipelineCandidate(Candidate):
             self.taken[action] = _played(stage, works, self._costs, self.network)
         return self.taken[action]
 
+    def gathered(self, k: int) -> Played:
+        """The parameters of a stage put together after the update."""
+        if k not in self.taken:
+            stage = self.plan.stages[k]
+            works = {rank: Rehearsal(self.acts_of(rank).gathers[k]) for rank in stage.rank_of}
+            self.taken[k] = _played(stage, works, self._costs, self.network)
+        return self.taken[k]
+
     def _rehearsal(self, rank: int, action: Action) -> Rehearsal:
         run = self.acts_of(rank)
-        key = self._kind(rank), action
+        key = self.kind_of_rank(rank), action
         if key not in self.known:
             first = run.prelude if action == self.first_of(rank) else ()
             self.known[key] = Rehearsal((*first, *run.acts[action].parts))
@@ -273,10 +324,10 @@ class PipelineCandidate(Candidate):
         peer = -1 if send.peer is None else send.peer
         pair = (peer, send.stage) if backward else (send.stage, peer)
         crossed = (self.pipeline.values if send.op in ("SEND_F", "SEND_B") else self.pipeline.parameters)[pair]
-        sizes = self._crossing_sizes(pair, send.microbatch)
+        sizes = self.crossing_sizes(pair, send.microbatch)
         found: dict[tuple[int, int], int] = {}
         for rank in self.plan.stages[send.stage].rank_of:
-            boundary = self._boundary(crossed, pair, rank)
+            boundary = self.boundary(crossed, pair, rank)
             traffic = boundary.traffic(None, lambda: sizes, sum(sizes[0].rows.values()))
             for other, parts in traffic[backward].sends.items():
                 if other != rank:
@@ -301,14 +352,16 @@ class PipelineCandidate(Candidate):
             (inside if here == there else out)[here] += size
         for rank in self.plan.ranks:
             node = self.network.node_of(rank)
-            for action in self.actions[rank]:
-                for event, times in self.acts_of(rank).acts[self.stand_in(action)].weighted:
-                    if event.collective:
-                        members = self._group(action.stage, rank, event.level)
-                        own = sum(self.network.node_of(member) == node for member in members)
-                        leaves = 0.0 if own == len(members) else 1 / own
-                        inside[node] += times * event.bytes * (1 - leaves)
-                        out[node] += times * event.bytes * leaves
+            acts = self.acts_of(rank)
+            done = [(action.stage, acts.acts[self.stand_in(action)].weighted) for action in self.actions[rank]]
+            done += [(k, tuple((event, 1) for event in gathers)) for k, gathers in acts.gathers.items()]
+            for k, event, times in ((k, *pair) for k, weighted in done for pair in weighted):
+                if event.collective:
+                    members = self._group(k, rank, event.level)
+                    own = sum(self.network.node_of(member) == node for member in members)
+                    leaves = 0.0 if own == len(members) else 1 / own
+                    inside[node] += times * event.bytes * (1 - leaves)
+                    out[node] += times * event.bytes * leaves
         return inside, out
 
     def _group(self, k: int, rank: int, level: int) -> list[int]:
@@ -317,12 +370,14 @@ class PipelineCandidate(Candidate):
         mine = places[rank][:level] + places[rank][level + 1 :]
         return [other for other, at in places.items() if at[:level] + at[level + 1 :] == mine]
 
-    def _boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
+    def boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
+        """What crosses between two stages as a rank of either sees it."""
         ends = self.plan.stages[pair[0]], self.plan.stages[pair[1]]
         grids = self.grids[pair[0]], self.grids[pair[1]]
         return SilentBoundary(crossed, *ends, grids, rank, None, None, META)
 
-    def _crossing_sizes(self, pair: tuple[int, int], m: int | None) -> tuple[StepSizes, StepSizes]:
+    def crossing_sizes(self, pair: tuple[int, int], m: int | None) -> tuple[StepSizes, StepSizes]:
+        """The sizes of a microbatch at both ends; none for what crosses once per step."""
         nothing = StepSizes({}, {}, {(): 0})
         return (nothing, nothing) if m is None else (self._step_sizes(pair[0], m), self._step_sizes(pair[1], m))
 

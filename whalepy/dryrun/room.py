@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.tried import TIGHT, Tried
 
 _MOST_ROWS = 1_000_000
@@ -20,6 +21,9 @@ def largest_batch(best: Tried, limit: float = TIGHT, *, equal: bool = False) -> 
     Replicas are filled one by one; all with as many rows where shares are `equal`.
     """
     candidate = best.candidate
+    if isinstance(candidate, PipelineCandidate):  # all its ranks work on all rows, in shares that the plan has
+        least = candidate.microbatches * candidate.replicas
+        return most_within(lambda rows: _filled_by_rows(best, rows), limit, candidate.study.rows, _MOST_ROWS, least)
     most: dict[object, int] = {}
     found: list[int] = []
     for replica in range(candidate.replicas):
@@ -34,9 +38,19 @@ def largest_batch(best: Tried, limit: float = TIGHT, *, equal: bool = False) -> 
     return min(len(found) * min(found) if equal else sum(found), _MOST_ROWS)
 
 
+def _filled_by_rows(best: Tried, rows: int) -> float:
+    """The largest part of a memory in use of a pipeline with so many rows."""
+    found = best.candidate
+    assert isinstance(found, PipelineCandidate)
+    if rows == found.study.rows:
+        return best.filled
+    again = found.with_rows(rows)
+    return max(again.filled(rank, again.rows_of(rank)) for rank in best.ranks)
+
+
 def longest_sequence(best: Tried, tokens: int | None) -> int | None:
     """The longest sequence found with which this plan leaves room in every memory; None where lengths are not free."""
-    if tokens is None or best.verdict == "no" or best.candidate.study.with_length(tokens, 2 * tokens) is None:
+    if tokens is None or best.verdict == "no" or best.candidate.study.batch_of_length(tokens, 2 * tokens) is None:
         return None
     model = _positions(best.candidate.study.recipe.model)
     at_most = min(model or _MOST_TIMES * tokens, _MOST_TIMES * tokens)
@@ -47,13 +61,9 @@ def _filled(best: Tried, tokens: int, length: int) -> float:
     """The largest part of a memory in use with rows of another length; infinite where the model does not take it."""
     if length == tokens:
         return best.filled
-    found = best.candidate
-    study = found.study.with_length(tokens, length)
-    if study is None:
+    again = best.candidate.with_length(tokens, length)
+    if again is None:
         return math.inf
-    again = study.candidate(
-        found.levels, found.cluster, found.plan.speeds, found.microbatches, found.savings, found.plan.orders
-    )
     return max(again.filled(rank, best.rows_of(rank)) for rank in best.ranks)
 
 
@@ -64,14 +74,14 @@ def _positions(model: nn.Module) -> int | None:
     return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
-def most_within(filled: Callable[[int], float], limit: float, start: int, at_most: int) -> int:
-    """The largest number found whose `filled` was seen to be within the limit; 0 where `start` and 1 are not.
+def most_within(filled: Callable[[int], float], limit: float, start: int, at_most: int, at_least: int = 1) -> int:
+    """The largest number found whose `filled` was seen to be within the limit; 0 where `start` and the least are not.
 
     Few numbers are tried: along a line through the last two while there is room; then, in turn, along one between a
     number that is within and one that is not, which does not lead too far where `filled` bends upwards as memory does,
     and halfway between the two in ratio. Near enough is 95 % of the limit, or of a number that is not within.
     """
-    good, bad = _bracket(filled, limit, min(start, at_most))
+    good, bad = _bracket(filled, limit, min(start, at_most), at_least)
     before: _Seen | None = None
     for turn in range(_TRIES if good[0] else 0):
         if bad is None:
@@ -93,12 +103,12 @@ _Seen = tuple[int, float]
 _NEAR = 0.95
 
 
-def _bracket(filled: Callable[[int], float], limit: float, start: int) -> tuple[_Seen, _Seen | None]:
+def _bracket(filled: Callable[[int], float], limit: float, start: int, at_least: int) -> tuple[_Seen, _Seen | None]:
     """A number that is within the limit, 0 where there is none, and one that is not."""
     first = start, filled(start)
     if first[1] <= limit:
         return first, None
-    least = (1, filled(1)) if start > 1 else first
+    least = (at_least, filled(at_least)) if start > at_least else first
     return (least if least[1] <= limit else (0, 0.0)), first
 
 

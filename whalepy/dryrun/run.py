@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, saved, sizes_of, subject_of
+from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, replicated, saved, sizes_of, subject_of
+from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
 from whalepy.dryrun.chosen import as_chosen, choices_of, estimates_of, forced, staging_of, surveyed, with_estimates
+from whalepy.dryrun.forced import Forced
+from whalepy.dryrun.grown import grown
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import Recompute
@@ -131,8 +134,9 @@ def _answered(
     model = recipe.model
     staged = Staged() if given is None else Staged.saved(given, str(request.plan))
     estimates: tuple[Alternative, ...] = ()
+    again: Forced | None = None
     if options.stages is not None:
-        staged, options = _put_in_stages(recipe, example, cluster, options, request, progress)
+        staged, options, again = _put_in_stages(recipe, example, cluster, options, request, progress)
     elif given is None and not _stages_on(model):
         with _unstaged(recipe, example, request) as study:
             if not stages_in(study.program):
@@ -143,7 +147,8 @@ def _answered(
                 if found is None:
                     forecast, best = of(study)
                     return with_estimates(forecast, estimates), best, None if study.blocks.folds else study
-                staged, options = found
+                staged, again = _with_base(study, found, options, cluster, progress)
+                options = found[1]
         annotate(model, staged.scopes)
 
     def in_stages(study: Study) -> tuple[Forecast, Tried]:
@@ -157,15 +162,27 @@ def _answered(
     put = _stages_on(model)
     if put and given is None:
         with folded(model, least=LEAST_IN_STAGES) as blocks:
-            study = _folded_study(recipe, example, request, blocks) if blocks.folds else None
-            if study is not None and put.issuperset(stages_in(study.program)):
-                return (*in_stages(study), None)
+            study = None if again is None else grown(again.base, blocks, scopes_on(model))
+            if study is None and blocks.folds:
+                study = _folded_study(recipe, example, request, blocks)
+            found = in_stages(study) if study is not None and put.issuperset(stages_in(study.program)) else None
+        if found is not None:
+            return (*(found if again is None else _with_adds(*found, again, progress)), None)
     with folded(model, fold=False) as blocks:
         study = _study(recipe, example, request, blocks)
         if not stages_in(study.program):
             _check_no_schedule(options)
             return (*of(study), study)
         return (*in_stages(study), study)
+
+
+def _with_adds(
+    forecast: Forecast, best: Tried, again: Forced, progress: Callable[[str], None]
+) -> tuple[Forecast, Tried]:
+    """The forecast with what each device adds to stages that are cut anew for the others."""
+    progress("without a device")
+    added = adds_in_stages(best, lambda others: again.on(others, len(forecast.stages)))
+    return replace(forecast, devices=tuple(replace(d, adds=added[d.rank]) for d in forecast.devices)), best
 
 
 @contextmanager
@@ -221,7 +238,7 @@ def _put_in_stages(
     options: Options,
     request: Request,
     progress: Callable[[str], None],
-) -> _Found:
+) -> tuple[Staged, Options, Forced | None]:
     """The stages that are forced, put on the model. Raises PlanError for a model that has annotations of its own."""
     with _unstaged(recipe, example, request) as study:
         if not _is_bare(study):
@@ -230,9 +247,21 @@ def _put_in_stages(
                 fix="leave out --stages, or return a model without annotations",
             )
         progress(f"looking for the best {options.stages} stages")
-        staged, chosen = forced(study, cluster, options)
+        found = forced(study, cluster, options)
+        staged, again = _with_base(study, found, options, cluster, progress)
     annotate(recipe.model, staged.scopes)
-    return staged, chosen
+    return staged, found[1], again
+
+
+def _with_base(
+    study: Study, found: _Found, asked: Options, cluster: ClusterSpec, progress: Callable[[str], None]
+) -> tuple[Staged, Forced | None]:
+    """Stages with the whole model tried beside them, and how to cut others; neither without lists of blocks."""
+    staged, options = found
+    if not study.blocks.paths:
+        return staged, None
+    progress("the whole model on every device")
+    return replace(staged, baselines=replicated(study, cluster, options)), Forced(study, asked)
 
 
 def _check_no_schedule(options: Options) -> None:

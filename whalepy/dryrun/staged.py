@@ -10,7 +10,7 @@ from pathlib import Path
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
 from whalepy.dryrun.stages import Staging
 from whalepy.dryrun.study import Cut, Study
-from whalepy.dryrun.tried import Options
+from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.forecast import StageForecast
@@ -33,6 +33,8 @@ class Staged:
     """A saved plan, to be costed anew."""
     scopes: Mapping[str, Sequence[Primitive]] = field(default_factory=dict[str, Sequence[Primitive]])
     """What puts a model in these stages."""
+    baselines: tuple[Tried, ...] | None = None
+    """The whole model on every device, where it was tried already; none where that cannot be."""
 
     @classmethod
     def made(cls, staging: Staging) -> Staged:
@@ -47,8 +49,10 @@ class Staged:
 
 def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged: Staged) -> PipelineTried:
     """The pipeline that compile would run, played. Raises PlanError where the options cannot be met."""
-    if options.zero:
-        raise PlanError(f"--zero {options.zero} with stages is not there yet", fix="leave out --zero, or the stages")
+    if options.zero and options.zero > 1:
+        raise PlanError(
+            f"--zero {options.zero} with stages is not there yet", fix="choose --zero 1, or leave out the stages"
+        )
     choices = Choices(options.microbatches, 0, staged.given, options.schedule)
     plan, main = _planned(study, cluster, choices)
     cut = Cut(plan, main.stages[0], study.program, cluster)
@@ -66,6 +70,8 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
 def saved_in_stages(best: PipelineTried, study: Study) -> Plan:
     """The plan for the whole model, as `study` has it."""
     candidate = best.candidate
+    if study is candidate.study:
+        return candidate.plan
     choices = Choices(candidate.microbatches, candidate.plan.seed, None, candidate.plan.schedule)
     return _planned(study, candidate.cluster, choices)[0]
 

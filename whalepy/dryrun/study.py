@@ -97,22 +97,17 @@ class Study:
 
     def with_length(self, now: int, length: int) -> Study | None:
         """The same model asked for sequences of another length than now; None where the capture has fixed it."""
-        captured = self.program.captured
-        symbols = {size for sizes in captured.inputs for size in sizes.shape if size.is_Symbol}
-        longer = {s for s in symbols if self.program.hints.get(s) == now and s not in batch_symbols(captured)}
-        if not longer:
+        example = self.batch_of_length(now, length)
+        if example is None:
             return None
-        leaves, spec = pytree.tree_flatten(self.example)
-        for sizes in captured.inputs:
-            leaf = leaves[sizes.leaf]
-            shape = [length if s in longer else n for s, n in zip(sizes.shape, leaf.shape, strict=True)]
-            leaves[sizes.leaf] = torch.empty(shape, dtype=leaf.dtype, device="meta")
-        example = pytree.tree_unflatten(leaves, spec)
-        bindings = captured.bind(leaf_shapes(example))
-        if captured.check_sizes(bindings) is not None or captured.branches_otherwise(bindings):
-            return None
-        program = analysed(captured, leaf_shapes(example), sync_batchnorm=self.recipe.sync_batchnorm)
+        shapes = leaf_shapes(example)
+        program = analysed(self.program.captured, shapes, sync_batchnorm=self.recipe.sync_batchnorm)
         return replace(self, example=example, program=program, cuts={})
+
+    def resized(self, example: Arguments, rows: int) -> Study:
+        """The same model asked for another batch, of which only the sizes are new: what they cost is not told."""
+        program = replace(self.program, hints=self.program.captured.bind(leaf_shapes(example)))
+        return replace(self, example=example, program=program, rows=rows, cuts={})
 
     def candidate(
         self,
@@ -170,6 +165,24 @@ class Study:
                 "a dry run of pipelines is not there yet", fix="plan without stages, or train: compile runs them"
             )
         return Cut(plan, main.only, program, cluster)
+
+    def batch_of_length(self, now: int, length: int) -> Arguments | None:
+        """The example with sequences of another length than now; None where the capture has fixed it."""
+        captured = self.program.captured
+        symbols = {size for sizes in captured.inputs for size in sizes.shape if size.is_Symbol}
+        longer = {s for s in symbols if self.program.hints.get(s) == now and s not in batch_symbols(captured)}
+        if not longer:
+            return None
+        leaves, spec = pytree.tree_flatten(self.example)
+        for sizes in captured.inputs:
+            leaf = leaves[sizes.leaf]
+            shape = [length if s in longer else n for s, n in zip(sizes.shape, leaf.shape, strict=True)]
+            leaves[sizes.leaf] = torch.empty(shape, dtype=leaf.dtype, device="meta")
+        example = pytree.tree_unflatten(leaves, spec)
+        bindings = captured.bind(leaf_shapes(example))
+        if captured.check_sizes(bindings) is not None or captured.branches_otherwise(bindings):
+            return None
+        return example
 
     def batch_of(self, rows: int) -> Arguments:
         """The example with another number of rows."""
@@ -244,6 +257,15 @@ class Candidate:
         for size, cut in zip(self.plan.mesh, self.plan.row_cuts, strict=True):
             count *= size if cut is not None else 1
         return count
+
+    def with_length(self, now: int, length: int) -> Candidate | None:
+        """The same plan for sequences of another length than now; None where the model does not take it."""
+        study = self.study.with_length(now, length)
+        if study is None:
+            return None
+        return study.candidate(
+            self.levels, self.cluster, self.plan.speeds, self.microbatches, self.savings, self.plan.orders
+        )
 
     def again(self, speeds: Sequence[float]) -> Plan:
         """The same plan with default shares that follow these weights, by device."""

@@ -138,6 +138,7 @@ def whole_actions(
         recorded.before + always + copies,
         acts,
         tuple(_updates(recorded.optimizer, recorded.foreach, update, growth, more)),
+        {k: tuple(_gathered(recorded.optimizer[-1:], held, more)) for k, held in stages.items()},
         final.parameters,
         recorded.buffers,
         final.gradients,
@@ -190,7 +191,7 @@ def _whole_act(acted: Acted, folds: Sequence[Fold]) -> Acted:
 
 def _reduced(acted: Acted, held: _Held) -> Acted:
     """The reductions of the gradients of every repeat; what these hold before it is held already."""
-    rows = [part for part in acted.parts if isinstance(part, Event)]
+    rows = [_scattered(part, held.sharding) for part in acted.parts if isinstance(part, Event)]
     run, growth = held.run, held.growth
     base = round(run.first_gradients * (1 - growth))
     parts = _reductions(rows, run, growth, growth, base)
@@ -204,6 +205,24 @@ def _moved(rows: Sequence[Row], by: int) -> list[Row]:
 
 def _more(row: Row, by: int) -> Row:
     return row if isinstance(row, Wait) or not by else replace(row, memory=row.memory + by, peak=row.peak + by)
+
+
+def _scattered(event: Event, sharding: Sharding) -> Event:
+    """A reduction over the replicas, of which each keeps the part that it updates: half as much is sent."""
+    parts = sharding.zero and sharding.replicas > 1 and event.level == sharding.level
+    if not parts or event.collective != "all-reduce":
+        return event
+    return replace(event, name="reduce-scatter", collective="reduce-scatter", bytes=event.bytes // 2)
+
+
+def _gathered(last: Sequence[Event], held: _Held, more: int) -> list[Event]:
+    """What puts the parameters of a stage together after the last event of its update."""
+    sharding = held.sharding
+    if not sharding.zero or sharding.replicas == 1:
+        return []
+    sent = _sent("all-gather", held.whole.gathered, sharding)
+    now = (replace(event, memory=event.memory + more) for event in last)
+    return [replace(_collective(event, "all-gather", sent, sharding), beside=False) for event in now]
 
 
 def moved(parts: Sequence[Part], by: int) -> list[Part]:

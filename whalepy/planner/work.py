@@ -187,6 +187,8 @@ class ActionsRehearsal:
     """Bytes held when the first action begins."""
     acts: Mapping[Action, Acted]
     update: tuple[Part, ...]
+    gathers: Mapping[int, tuple[Event, ...]]
+    """By stage, what puts its parameters together again where each replica updates a part of them."""
     parameters: int
     buffers: int
     gradients: int
