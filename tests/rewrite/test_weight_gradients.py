@@ -74,7 +74,7 @@ class _Convolved(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten.convolution_backward.default:
-            self.told.append(list(args[4:-1]))
+            self.told.append([v * 2 if isinstance(v, list) and len(v) == 1 else v for v in args[4:-1]])
         return func(*args, **(kwargs or {}))
 
 
@@ -83,6 +83,8 @@ ANY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups"
 CONVOLUTIONS: list[Any] = [
     # operator, its form, what comes after the bias
     (aten.conv2d.default, Convolved(("stride", "padding", "dilation", "groups")), ([2, 1], [1, 0], [2, 1], 2)),
+    (aten.conv2d.padding, Convolved(("stride", "padding", "dilation", "groups")), ([2, 1], "valid", [2, 1], 1)),
+    (aten.conv2d.padding, Convolved(("stride", "padding", "dilation", "groups")), ([1, 1], "same", [2, 1], 1)),
     (aten.conv_transpose2d.input, Convolved(TRANSPOSED, transposed=True), ([2, 2], [1, 1], [1, 0], 1, [1, 2])),
     (aten.convolution.default, Convolved(ANY), ([2, 2], [1, 1], [1, 1], True, [1, 0], 1)),
     (aten.convolution.default, Convolved(ANY), ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)),
