@@ -307,6 +307,31 @@ def test_arguments_given_by_name() -> None:
     assert torch.equal(after(*values), module(*values))
 
 
+def deferred_call(op: Any, x: Tensor, weight: Tensor, *, learns: bool = True) -> tuple[Any, tuple[str, ...]]:
+    """What stands for one operator with a trained weight, and the notes."""
+    graph = fx.Graph()
+    nodes = [graph.placeholder(name) for name in "xw"]
+    for node, value in zip(nodes, (x, weight), strict=True):
+        node.meta["val"] = value
+    y = graph.call_function(op, tuple(nodes))
+    graph.output(y)
+    learning = {"w", *([y.name] if learns else [])}
+    after, notes = deferred_graph(fx.GraphModule({}, graph), trained={"w"}, inputs={"x"}, learning=learning)
+    return next(n.target for n in after.graph.nodes if n.op == "call_function"), notes
+
+
+def test_what_the_backward_pass_does_not_reach_stays() -> None:
+    op, x, weight = aten.linear.default, torch.randn(X), torch.randn(12, WIDE)
+    assert isinstance(deferred_call(op, x, weight)[0], Deferred)
+    assert deferred_call(op, x, weight, learns=False) == (op, ())
+
+
+def test_a_convolution_without_a_batch_does_not_wait() -> None:
+    op = aten.conv1d.default
+    note = "aten.conv1d gives its weight gradient in the backward pass: its input has no batch"
+    assert deferred_call(op, torch.randn(4, 9), torch.randn(12, 4, 3)) == (op, (note,))
+
+
 def test_a_product_without_a_weight_has_no_note() -> None:
     def op(x: Tensor, s: Tensor) -> Tensor:
         return (x * s) @ torch.arange(WIDE * 2.0).reshape(WIDE, 2)
