@@ -169,6 +169,18 @@ class RehearsedModel(CapturedModel):
     whole_shapes: list[Shape]
 
     @property
+    def borrowed_bytes(self) -> dict[int, int]:
+        """By stage, bytes of gradients that it reduces for the stages that keep their parameters."""
+        found: Counted[int] = Counted()
+        trained = {name: p for name, p in self._recipe.model.named_parameters() if p.requires_grad}
+        for runnable in self._runnables.values():
+            for k, stage in runnable.stages.items():
+                for name in stage.stored.keys() & trained.keys() - set(stage.owned):
+                    whole = torch.empty_like(trained[name], device=META)
+                    found[k] += stage.stored[name].box(whole).nbytes
+        return dict(found)
+
+    @property
     def sent_bytes(self) -> dict[tuple[int, int], int]:
         """Bytes sent to other ranks, forward and backward, by the stages that they cross between."""
         found: Counted[tuple[int, int]] = Counted()

@@ -112,6 +112,7 @@ def rehearse_stages(
         ran.inputs,
         ran.sent,
         rehearsed.fused,
+        ran.borrowed,
     )
 
 
@@ -131,6 +132,8 @@ class _Ran:
     inputs: int
     sent: Mapping[tuple[int, int], int]
     """Bytes sent to other ranks, by the stages that they cross between."""
+    borrowed: Mapping[int, int]
+    """By stage, bytes of gradients that it reduces for other stages."""
 
 
 def _ran(
@@ -164,7 +167,8 @@ def _ran(
         counter.begin()
         updates = _step(model, update, args, kwargs, counter)
     holdings = _holdings(model, update, rehearsed.blocks)
-    return _Ran(tuple(counter.events), model.marks, updates, model.reads, holdings, buffers, held, model.sent_bytes)
+    sent, borrowed = model.sent_bytes, model.borrowed_bytes
+    return _Ran(tuple(counter.events), model.marks, updates, model.reads, holdings, buffers, held, sent, borrowed)
 
 
 def _make_state(update: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) -> None:

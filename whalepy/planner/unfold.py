@@ -122,7 +122,7 @@ def whole_actions(
     always = sum(held.always for held in stages.values())
     prelude, copies = _unfolded(_moved(recorded.prelude, always), folds)
     acts = {
-        action: _reduced(acted, stages[action.stage])
+        action: _reduced(acted, stages[action.stage], recorded.borrowed.get(action.stage, 0))
         if action.op == "REDUCE" and action.stage in stages
         else _whole_act(acted, folds)
         for action, acted in recorded.acts.items()
@@ -189,12 +189,17 @@ def _whole_act(acted: Acted, folds: Sequence[Fold]) -> Acted:
     return Acted((*lead, *rest), acted.grows + read + grown)
 
 
-def _reduced(acted: Acted, held: _Held) -> Acted:
-    """The reductions of the gradients of every repeat; what these hold before it is held already."""
+def _reduced(acted: Acted, held: _Held, borrowed: int) -> Acted:
+    """The reductions of the gradients of every repeat; what these hold before it is held already.
+
+    `borrowed`: bytes of gradients of other stages among them, which do not grow.
+    """
     rows = [_scattered(part, held.sharding) for part in acted.parts if isinstance(part, Event)]
     run, growth = held.run, held.growth
     base = round(run.first_gradients * (1 - growth))
-    parts = _reductions(rows, run, growth, growth, base)
+    own = run.first_gradients
+    sent = (own * growth + borrowed) / (own + borrowed) if own + borrowed else 1.0
+    parts = _reductions(rows, run, growth, sent, base)
     return Acted(tuple(parts), acted.grows + round((run.gradients - run.first_gradients) * (growth - 1)))
 
 

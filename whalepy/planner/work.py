@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -176,6 +176,8 @@ class RecordedActions:
     """Bytes sent to other ranks, by the stages that they cross between."""
     foreach: bool = False
     """Whether the optimizer updates all parameters at once."""
+    borrowed: Mapping[int, int] = field(default_factory=dict[int, int])
+    """By stage, bytes of gradients that it reduces for other stages."""
 
 
 @dataclass(frozen=True)
