@@ -2,7 +2,7 @@
 
     python -m benchmarks.whale.figure_18 [--results]
 
-The V100 hold the first two stages: they have the larger memory, and the first stages hold most microbatches. Whale's
+All cuts run on the devices that the planner's best stages take. Whale's
 cut follows FLOP rates (`whalepy.planner.whale`), an even cut the number of blocks. Measured here are CPU ranks of
 unequal speed (`benchmarks/unequal_stages.py`).
 """
