@@ -53,12 +53,16 @@ def plan(
     split: Annotated[int | None, typer.Option("--split", help="Force this degree of split. Default: chosen")] = None,
     stages: Annotated[
         int | None,
-        typer.Option("--stages", help="Cut the blocks into so many stages. Default: those that the model has"),
+        typer.Option(
+            "--stages", help="Cut the blocks into so many stages. Default: chosen; those of an annotated model stay"
+        ),
     ] = None,
     microbatches: Annotated[
         int | None,
         typer.Option(
-            "--microbatches", help="Force this number. Default: 4 per stage; else 1, more where 1 does not fit"
+            "--microbatches",
+            help="Force this number. Default: chosen for stages that are chosen, 4 per stage of an annotated model; else "
+            "1, more where 1 does not fit",
         ),
     ] = None,
     schedule: Annotated[

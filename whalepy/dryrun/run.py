@@ -29,6 +29,7 @@ from whalepy.dryrun.tried import Balance, Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
+from whalepy.planner.annotation import scopes_of
 from whalepy.planner.forecast import Alternative, Forecast
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
@@ -80,6 +81,8 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     sizes = sizes_of(target.model)
     model, example = _in_precision(target.model, target.example, request.precision)
     recipe = Recipe(model)
+    if given is not None and len(given.stages) > 1 and not scopes_on(model):
+        annotate(model, scopes_of(given.annotation))
     options = options_of(request)
     forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress, given)
     chosen = None

@@ -13,6 +13,7 @@ from whalepy.dryrun.study import Cut, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.annotation import written
 from whalepy.planner.forecast import StageForecast
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import COMPUTES, SENDS, Op
@@ -55,6 +56,7 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
         )
     choices = Choices(options.microbatches, 0, staged.given, options.schedule)
     plan, main = _planned(study, cluster, choices)
+    plan = replace(plan, annotation=written(staged.scopes))
     cut = Cut(plan, main.stages[0], study.program, cluster)
     candidate = PipelineCandidate(study, cluster, cut, None, plan.microbatches, options.savings, pipeline=main)
     rows = candidate.copies
@@ -73,7 +75,8 @@ def saved_in_stages(best: PipelineTried, study: Study) -> Plan:
     if study is candidate.study:
         return candidate.plan
     choices = Choices(candidate.microbatches, candidate.plan.seed, None, candidate.plan.schedule)
-    return _planned(study, candidate.cluster, choices)[0]
+    plan = _planned(study, candidate.cluster, choices)[0]
+    return replace(plan, annotation=candidate.plan.annotation)
 
 
 def _planned(study: Study, cluster: ClusterSpec, choices: Choices) -> tuple[Plan, Pipeline]:

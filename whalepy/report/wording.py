@@ -232,7 +232,5 @@ def loading(forecast: Forecast) -> str:
 
 
 def saving(forecast: Forecast) -> str:
-    """What is still to do for that; "" where the plan is saved and holds all that is on the model."""
-    file = "" if forecast.plan_file else ", the FILE written by --save"
-    staged = len(forecast.stages) > 1 and forecast.annotations
-    return f"{file}, and the annotations that --json and --html show on the model" if staged else file
+    """What is still to do for that; "" where the plan is saved."""
+    return "" if forecast.plan_file else ", the FILE written by --save"
