@@ -53,16 +53,14 @@ def plan(
     split: Annotated[int | None, typer.Option("--split", help="Force this degree of split. Default: chosen")] = None,
     stages: Annotated[
         int | None,
-        typer.Option(
-            "--stages", help="Cut the blocks into so many stages. Default: chosen; those of an annotated model stay"
-        ),
+        typer.Option("--stages", help="Cut the blocks into so many stages. Default: chosen, or as annotated"),
     ] = None,
     microbatches: Annotated[
         int | None,
         typer.Option(
             "--microbatches",
-            help="Force this number. Default: chosen for stages that are chosen, 4 per stage of an annotated model; else "
-            "1, more where 1 does not fit",
+            help="Force this number. Default: chosen with the stages, 4 per stage that is annotated; else 1, more where 1 "
+            "does not fit",
         ),
     ] = None,
     schedule: Annotated[
