@@ -59,7 +59,7 @@ def plan(
         int | None,
         typer.Option(
             "--microbatches",
-            help="Force this number. Default: chosen with the stages, 4 per stage that is annotated; else 1, more where 1 "
+            help="Force this number. Default: chosen with the stages, 4 per annotated stage; else 1, more where 1 "
             "does not fit",
         ),
     ] = None,
