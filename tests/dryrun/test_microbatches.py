@@ -13,7 +13,7 @@ ROWS, COUNT = 40, 8
 
 
 def rehearsed(rows: int, monkeypatch: pytest.MonkeyPatch, run: int) -> Rehearsal:
-    monkeypatch.setattr("whalepy.dryrun.study._MICROBATCHES_RUN", run)
+    monkeypatch.setattr("whalepy.dryrun.study.MICROBATCHES_RUN", run)
     return candidate_of(chain(1), (2, 1), COUNT, example=ids(2 * rows)).work(0, rows)
 
 
