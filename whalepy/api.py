@@ -15,7 +15,7 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
-from whalepy.primitives import annotate, scopes_on
+from whalepy.primitives import Primitive, annotate, scopes_on
 from whalepy.runtime.arguments import Arguments, as_arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
@@ -62,7 +62,7 @@ def compile(
         backend=None if backend == "eager" else backend, loss_weight=loss_weight if capture else None,
     )  # fmt: skip
     choices = _choices(microbatches, seed, plan, schedule)
-    _annotate_as(choices.plan, model)
+    annotate(model, _scopes_of(choices.plan, model))
     device = this_device()
     host = start_process_group(device)
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
@@ -105,7 +105,7 @@ def plan(
     choices = _choices(microbatches, seed, plan, schedule)
     if choices.plan is not None and cluster_spec is not None:
         check_devices(choices.plan, ClusterSpec.load(cluster_spec))
-    _annotate_as(choices.plan, model)
+    annotate(model, _scopes_of(choices.plan, model))
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
     made = plan_alone(
         recipe, cluster_spec, choices, _chooser(later.get("optimizer", "adamw")), as_arguments(example_inputs)
@@ -132,10 +132,9 @@ def _choices(
     return Choices(microbatches, seed, None if plan is None else read_plan(plan), schedule)
 
 
-def _annotate_as(plan: Plan | None, model: nn.Module) -> None:
-    """Put the scopes that a saved plan was made with on a model without any."""
-    if plan is not None and plan.annotation and not scopes_on(model):
-        annotate(model, scopes_of(plan.annotation))
+def _scopes_of(plan: Plan | None, model: nn.Module) -> dict[str, list[Primitive]]:
+    """What a saved plan was made with, for a model without scopes."""
+    return {} if plan is None or scopes_on(model) else scopes_of(plan.annotation)
 
 
 def _refuse_later(**options: Any) -> None:

@@ -14,6 +14,7 @@ from tests import pipelines
 from tests.exactness import Run, compare
 from tests.pool import Pool
 from whalepy.planner.plan import Plan
+from whalepy.primitives import scopes_on
 
 LINK = {"nodes": [{"devices": [{"type": "cpu", "count": 2}], "link": "2MB/s"}]}
 """So slow that gradients of all parameters take longer than half the devices."""
@@ -55,6 +56,13 @@ def test_what_the_user_writes_is_kept() -> None:
     whalepy.annotate(model, {"": whalepy.replicate(2)})
     plan = whalepy.plan(model, LINK, batches[0])
     assert len(plan.stages) == 1 and not plan.annotation
+
+
+def test_a_plan_leaves_the_model_as_it_is() -> None:
+    """The same model may be asked for on other devices."""
+    model, batches = pipelines.gpt2()
+    assert len(whalepy.plan(model, LINK, batches[0]).stages) == 2
+    assert not scopes_on(model) and whalepy.plan(model, "3xcpu", batches[0]).only.mesh == (3,)
 
 
 def test_a_saved_plan_puts_its_scopes_on_a_bare_model(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How a user says what is parallel: four primitives, and `annotate` for models whose code is not edited."""
 
 from whalepy.primitives.annotate import annotate as annotate
+from whalepy.primitives.annotate import annotated as annotated
 from whalepy.primitives.annotate import scopes_on as scopes_on
 from whalepy.primitives.placement import Placement as Placement
 from whalepy.primitives.recording import open_chain as open_chain

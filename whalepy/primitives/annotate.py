@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -46,6 +46,21 @@ def annotate(model: Model, scopes: Entries) -> Model:
         if chain != _chain_on(module):
             module.forward = ScopedForward(_inner_forward(module), chain)
     return model
+
+
+@contextmanager
+def annotated(model: nn.Module, scopes: Entries) -> Generator[None]:
+    """The model annotated like this for a while; as it was before afterwards."""
+    before = {module: module.__dict__.get("forward") for module in model.modules()}
+    annotate(model, scopes)
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward
 
 
 def scopes_on(model: nn.Module) -> dict[str, Chain]:

@@ -23,7 +23,7 @@ from whalepy.planner.placing import Arrangement
 from whalepy.planner.placing import Place as PlaceOf
 from whalepy.planner.plan import Plan, StagePlan, stage_plan
 from whalepy.planner.schedule.kinds import DEFAULT, defers, parse_kind
-from whalepy.primitives import annotate, scopes_on
+from whalepy.primitives import annotate, annotated, scopes_on
 from whalepy.program.analysis import Program
 from whalepy.program.axes import evaluate
 from whalepy.program.taskgraphs import stages_in
@@ -93,11 +93,12 @@ def plan_together(
     together(choose)
     chosen: Chosen | None = broadcast_object(host, state.get("chosen"))
 
-    def annotated() -> None:
+    def follow_choice() -> None:
         if chosen is not None and chosen.annotation:
-            state["program"] = _as_chosen(recipe, example, chosen)
+            annotate(recipe.model, scopes_of(chosen.annotation))
+            _, state["program"] = program_for(recipe, example)
 
-    together(annotated)
+    together(follow_choice)
     if chosen is not None and chosen.annotation:
         choices = replace(choices, microbatches=choices.microbatches or chosen.microbatches)
 
@@ -175,12 +176,6 @@ def _chosen(
     return chooser(recipe, spec, example, choices) if bare and not alone and choices.plan is None else None
 
 
-def _as_chosen(recipe: Recipe, example: Arguments, chosen: Chosen) -> Program:
-    """The program of the model with the annotations that were chosen."""
-    annotate(recipe.model, scopes_of(chosen.annotation))
-    return program_for(recipe, example)[1]
-
-
 def _told(plan: Plan, chosen: Chosen | None) -> Plan:
     if chosen is None:
         return plan
@@ -194,7 +189,8 @@ def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, chooser: Choo
     _, program = program_for(recipe, example)
     chosen = _chosen(program, recipe, spec, example, choices, chooser)
     if chosen is not None and chosen.annotation:
-        program = _as_chosen(recipe, example, chosen)
+        with annotated(recipe.model, scopes_of(chosen.annotation)):
+            _, program = program_for(recipe, example)
         choices = replace(choices, microbatches=choices.microbatches or chosen.microbatches)
     made = _told(planned(program, spec, tuple(range(len(spec.devices))), choices)[0], chosen)
     _warn(made)
