@@ -34,14 +34,14 @@ def test_rows_follow_what_devices_have_time_for() -> None:
     plan = plan_of("1xcpu + 1xcpu*0.6")
     (path, (level,)), *_ = plan.annotation
     assert path == "" and level.kind == "replicate" and level.shares is not None
-    assert level.shares[0] > level.shares[1] and sum(level.shares) == 8
+    assert level.shares[0] == 1 > level.shares[1] > 0.3
     assert "rows that each device has time for" in plan.explain()
 
 
 def test_a_device_that_slows_the_others_is_left_out() -> None:
     with pytest.warns(UserWarning, match="rank 2 is idle"):
         plan = plan_of("2xcpu + 1xcpu*0.001")
-    assert plan.idle == (2,) and "without devices 2, which would slow the others" in plan.explain()
+    assert plan.idle == (2,) and "without device 2, which would not help the others" in plan.explain()
 
 
 def test_a_slow_link_makes_stages() -> None:
@@ -56,6 +56,29 @@ def test_what_the_user_writes_is_kept() -> None:
     whalepy.annotate(model, {"": whalepy.replicate(2)})
     plan = whalepy.plan(model, LINK, batches[0])
     assert len(plan.stages) == 1 and not plan.annotation
+
+
+class Bare(torch.nn.Module):
+    """A model of parameters alone, without modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight).square().mean()
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_model_without_modules_shares_its_rows(rows: int) -> None:
+    """Odd rows on equal devices leave the shares equal, for batches of other sizes."""
+    assert not whalepy.plan(Bare(), "2xcpu", (torch.randn(rows, 8),)).annotation
+
+
+@pytest.mark.filterwarnings("ignore:rank 1 is idle")
+def test_fewer_rows_than_devices() -> None:
+    plan = whalepy.plan(Bare(), "2xcpu", (torch.randn(1, 8),))
+    assert plan.idle == (1,) and "as there are fewer rows than devices" in plan.explain()
 
 
 def test_a_plan_leaves_the_model_as_it_is() -> None:

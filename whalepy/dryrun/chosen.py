@@ -47,7 +47,7 @@ def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
     known = study
     if not study.blocks.paths:
         children = study.recipe.model.named_children()
-        blocks = Blocks(tuple(name for name, child in children if any(True for _ in child.modules())))
+        blocks = Blocks(tuple(name for name, child in children if any(True for _ in child.modules())) or ("",))
         known = replace(study, blocks=blocks, cuts={})
     table = ModelTable(known, cluster)
     paths = known.blocks.whole or known.blocks.paths
@@ -154,7 +154,8 @@ def _balanced(found: Surveyed, choice: Choice, cluster: ClusterSpec, balance: Ba
         paces = [[sum(speeds[d] for d in unit.devices) for unit in group] for group in choice.groups]
         sizes = whale_cut(found.flops, [sum(paces[k % len(paces)]) for k in range(count)])
         copies = [sum(own) for own in zip(*paces, strict=True)]
-        return replace(choice, sizes=tuple(sizes), rows=round_shares(found.table.rows, copies, at_least_one=True))
+        rows = round_shares(found.table.rows, copies, at_least_one=True)
+        return replace(choice, sizes=tuple(sizes), rows=rows, shares=tuple(copies))
     return choice
 
 
@@ -214,7 +215,7 @@ def scopes_for(found: Surveyed, choice: Choice, devices: int) -> dict[str, Seque
     plain = sum(lists, ()) == tuple(range(devices))
     outer: list[Primitive] = [] if plain else [cluster_scope(placement=[list(own) for own in lists])]
     if choice.copies > 1:
-        outer.append(replicate(choice.copies, shares=tuple(map(float, choice.rows))))
+        outer.append(replicate(choice.copies, shares=choice.shares))
     inner = [split(choice.way.split)] if choice.way.split > 1 else []
     if len(choice.sizes) == 1:
         return {"": [*outer, *inner]} if outer or inner else {}

@@ -221,7 +221,7 @@ def blocks_of_operators(program: Program, blocks: Blocks) -> list[int]:
         found[i] = at
         if at < 0:
             early.append(i)
-    first = next((found[i] for i in sorted(range(len(order)), key=order.__getitem__) if found[i] >= 0), -1)
+    first = next((found[i] for i in sorted(range(len(order)), key=order.__getitem__) if found[i] >= 0), 0)
     for i in early:
         found[i] = first
     return found

@@ -64,20 +64,23 @@ def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | Non
         return _made(found, side_by_side, count, "with the rows that each device has time for")
     if not best:
         return None
-    return _made(found, best[0], count, _why(side_by_side, best[0]))
+    return _made(found, best[0], count, _why(side_by_side, best[0], fewer=study.rows < count))
 
 
 def _made(found: Surveyed, choice: Choice, count: int, why: str) -> Chosen | None:
     """None where it is what an empty annotation does."""
-    if choice.copies == count and len(set(choice.rows)) == 1 and choice.microbatches == 1:
+    if choice.copies == count and len(set(choice.shares)) == 1 and choice.microbatches == 1:
         return None
     idle = sorted(set(range(count)) - {d for group in choice.groups for unit in group for d in unit.devices})
-    left = f"; without devices {', '.join(map(str, idle))}, which would slow the others" if idle else ""
+    named = f"device{'s' if len(idle) > 1 else ''} {', '.join(map(str, idle))}"
+    left = f"; without {named}, which would not help the others" if idle else ""
     note = f"{name_of(choice)}: chosen for a model without annotations, {why}{left}"
     return Chosen(written(scopes_for(found, choice, count)), choice.microbatches, note)
 
 
-def _why(plain: Choice | None, best: Choice) -> str:
+def _why(plain: Choice | None, best: Choice, *, fewer: bool) -> str:
+    if fewer:
+        return "as there are fewer rows than devices"
     if plain is None:
         return "as it does not fit whole on every device"
     return f"expected to take {best.step_s / plain.step_s:.0%} of the time of all devices side by side"

@@ -68,6 +68,8 @@ class Choice:
     """The largest part of a memory in use."""
     tightest: int
     """A device with that."""
+    shares: tuple[float, ...] = ()
+    """The weights of the copies, of which `rows` are whole parts."""
 
     @property
     def copies(self) -> int:
@@ -267,7 +269,8 @@ class Search:
             made = self.with_rows(form, microbatches, rows)
             if made is None or (best is not None and made[0].order >= best.order):
                 break
-            best, taken = made
+            most = max(weights)
+            best, taken = replace(made[0], shares=tuple(weight / most for weight in weights)), made[1]
             weights = [own / max(seconds, 1e-12) for own, seconds in zip(rows, taken, strict=True)]
         return best
 
