@@ -11,7 +11,7 @@ from whalepy.dryrun.chosen import Surveyed, choices_of, name_of, scopes_for, sur
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
-from whalepy.errors import PlanError
+from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, written
 from whalepy.planner.search import Choice
@@ -31,8 +31,9 @@ def chosen_for(
     try:
         with _studied(recipe, example, optimizer) as study:
             return _found(study, cluster, choices)
-    except PlanError as error:
-        return Chosen((), 1, f"no other way was looked for than all devices side by side: {error.what}")
+    except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
+        what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
+        return Chosen((), 1, f"no other way was looked for than all devices side by side: {what}")
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def _chosen(
     program: Program, recipe: Recipe, spec: ClusterSpec, example: Arguments, choices: Choices, chooser: Chooser
 ) -> Chosen | None:
     """What is chosen for a model without annotations on several devices; None for any other."""
-    bare = not any(op.scope for op in program.operators)
+    bare = not scopes_on(recipe.model) and not any(op.scope for op in program.operators)
     alone = len(spec.devices) == 1 or _example_rows(program) == 0
     return chooser(recipe, spec, example, choices) if bare and not alone and choices.plan is None else None
 
