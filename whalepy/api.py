@@ -15,7 +15,7 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
-from whalepy.primitives import Primitive, annotate, scopes_on
+from whalepy.primitives import Primitive, annotate, annotated, scopes_on
 from whalepy.runtime.arguments import Arguments, as_arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
@@ -105,11 +105,10 @@ def plan(
     choices = _choices(microbatches, seed, plan, schedule)
     if choices.plan is not None and cluster_spec is not None:
         check_devices(choices.plan, ClusterSpec.load(cluster_spec))
-    annotate(model, _scopes_of(choices.plan, model))
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
-    made = plan_alone(
-        recipe, cluster_spec, choices, _chooser(later.get("optimizer", "adamw")), as_arguments(example_inputs)
-    )
+    chooser = _chooser(later.get("optimizer", "adamw"))
+    with annotated(model, _scopes_of(choices.plan, model)):
+        made = plan_alone(recipe, cluster_spec, choices, chooser, as_arguments(example_inputs))
     return made if choices.plan is None else replace(choices.plan, programs=made.programs)
 
 

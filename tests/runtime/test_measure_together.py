@@ -39,7 +39,7 @@ def _shared(monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
         return 2e9 if dist.get_rank() == 0 else 1e9
 
     monkeypatch.setattr(planning, "measured_here", lambda device: ALIKE)
-    monkeypatch.setattr(planning, "speed_together", half)
+    monkeypatch.setattr(planning, "speed_here", half)
     model = torch.nn.Linear(4, 4)
     whalepy.annotate(model, {"": whalepy.replicate()})
     parallel = whalepy.compile(model, None, (torch.ones(12, 4),), loss_fn=lambda y: y.mean())

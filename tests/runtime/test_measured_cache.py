@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.pool import Pool
 from whalepy.hardware.measured import Measured, Point
 from whalepy.runtime import measured_cache
+from whalepy.runtime.agreement import gather_objects
+from whalepy.runtime.groups import start_process_group
 
 CPU = torch.device("cpu")
 FIRST = Measured({"float32": (Point(1e6, 1e-3),)}, {"add": (Point(1e3, 1e-6),)}, launch_s=1e-6)
@@ -101,4 +104,25 @@ def test_compile_without_a_cluster_measures_each_rank_once(workers: Pool, tmp_pa
     (first, again), (other, _) = workers.run(2, speeds_of_two_compilations, str(tmp_path))
     assert first == again == other
     assert max(first) == 1.0
-    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert len(list(tmp_path.rglob("*.json"))) == 4  # each rank's own figures, and its speed beside the other
+
+
+def speeds_with_one_file_gone(folders: list[str], broken: str) -> list[float]:
+    folder = os.environ["XDG_CACHE_HOME"] = folders[dist.get_rank()]
+    results = iter([1e9, 2e9, 3e9])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured_cache, "speed_together", lambda device, host: next(results))
+        host = start_process_group(CPU)
+        found = [measured_cache.speed_here(CPU, host), measured_cache.speed_here(CPU, host)]
+        if host.position == 0:
+            file_in(Path(folder)).write_text(broken)
+        gather_objects(host, None)
+        found.append(measured_cache.speed_here(CPU, host))
+    return found
+
+
+@pytest.mark.parametrize("broken", ["", '{"key": {}, "measured": 1.0}'])
+def test_the_speed_beside_others_is_kept_unless_one_rank_has_none(workers: Pool, tmp_path: Path, broken: str) -> None:
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]  # as of two hosts
+    found = workers.run(2, speeds_with_one_file_gone, folders, broken)
+    assert found == [[1e9, 1e9, 2e9]] * 2

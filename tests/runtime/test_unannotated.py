@@ -90,8 +90,10 @@ def test_a_plan_leaves_the_model_as_it_is() -> None:
 
 def test_a_saved_plan_puts_its_scopes_on_a_bare_model(tmp_path: Path) -> None:
     plan_of(LINK).save(tmp_path / "two.plan")
-    again = plan_of(LINK, plan=tmp_path / "two.plan")
+    model, batches = pipelines.gpt2()
+    again = whalepy.plan(model, LINK, batches[0], plan=tmp_path / "two.plan")
     assert len(again.stages) == 2 and again.program(1) is not None
+    assert not scopes_on(model)  # the plan is told, the model stays as it is
 
 
 @pytest.mark.parametrize("spec", ["1xcpu + 1xcpu*0.6", "2xcpu + 1xcpu*0.001", "slow link"])

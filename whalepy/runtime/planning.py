@@ -32,8 +32,7 @@ from whalepy.runtime.arguments import Arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, fingerprint, identity
 from whalepy.runtime.extents import Grid, grid_of
 from whalepy.runtime.groups import Group
-from whalepy.runtime.measure_together import speed_together
-from whalepy.runtime.measured_cache import measured_here
+from whalepy.runtime.measured_cache import measured_here, speed_here
 from whalepy.runtime.pipeline import Pipeline, arranged, pipelined
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
@@ -126,7 +125,7 @@ def _report(cluster: Cluster, device: torch.device, host: Group) -> RankReport:
     """What this rank says of itself; measured where no cluster is described and there is somebody to compare with."""
     if cluster is not None or host.size == 1:
         return report_this_rank(device)
-    return report_this_rank(device, measured_here(device), speed_together(device, host))
+    return report_this_rank(device, measured_here(device), speed_here(device, host))
 
 
 def share_rows(model: nn.Module, cluster: Cluster, choices: Choices, device: torch.device, host: Group) -> Plan:
