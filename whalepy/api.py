@@ -13,7 +13,7 @@ from torch import nn
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, scopes_of
-from whalepy.planner.loading import check_devices, read_plan
+from whalepy.planner.loading import read_plan
 from whalepy.planner.plan import Plan
 from whalepy.primitives import Primitive, annotate, annotated, scopes_on
 from whalepy.runtime.arguments import Arguments, as_arguments
@@ -103,8 +103,6 @@ def plan(
     if example_inputs is None:
         raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")
     choices = _choices(microbatches, seed, plan, schedule)
-    if choices.plan is not None and cluster_spec is not None:
-        check_devices(choices.plan, ClusterSpec.load(cluster_spec))
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
     chooser = _chooser(later.get("optimizer", "adamw"))
     with annotated(model, _scopes_of(choices.plan, model)):

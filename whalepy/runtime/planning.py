@@ -18,6 +18,7 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import RankReport, match_ranks, report_this_rank, spec_from_reports
 from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.decide import Cut, Orders
+from whalepy.planner.loading import check_devices
 from whalepy.planner.mesh import arrange
 from whalepy.planner.placing import Arrangement
 from whalepy.planner.placing import Place as PlaceOf
@@ -79,6 +80,8 @@ def plan_together(
 
     def prepare() -> None:
         state["spec"] = spec_from_reports(reports) if cluster is None else ClusterSpec.load(cluster)
+        if choices.plan is not None:
+            check_devices(choices.plan, state["spec"])
         state["placed"] = match_ranks(state["spec"], reports)
         state["lines"], state["program"] = program_for(recipe, example)
 
@@ -185,6 +188,8 @@ def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, chooser: Choo
     """The plan for a described cluster, made in this process alone."""
     alone = [report_this_rank(this_device())]
     spec = spec_from_reports(alone) if cluster is None else ClusterSpec.load(cluster)
+    if choices.plan is not None:
+        check_devices(choices.plan, spec)
     _, program = program_for(recipe, example)
     chosen = _chosen(program, recipe, spec, example, choices, chooser)
     if chosen is not None and chosen.annotation:
@@ -275,8 +280,6 @@ def planned(
             f"microbatches={choices.microbatches} cannot cut the {rows} rows of example_inputs",
             fix="choose fewer microbatches, or give a larger global batch",
         )
-    if given is not None and given.devices != len(placed):
-        raise PlanError(f"the plan is for {given.devices} devices, {len(placed)} are here")
     schedule = choices.schedule or (DEFAULT if given is None else given.schedule)
     if speeds is None:
         speeds = spec.speeds() if given is None else _speeds_of(given, len(placed))
