@@ -16,6 +16,7 @@ from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.loading import read_plan
 from whalepy.planner.plan import Plan
 from whalepy.primitives import Primitive, annotate, annotated, scopes_on
+from whalepy.program.analysis import Program
 from whalepy.runtime.arguments import Arguments, as_arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
@@ -113,10 +114,12 @@ def plan(
 def _chooser(optimizer: str) -> Chooser:
     """What annotates a model that has no annotations: a dry run on the devices that are there."""
 
-    def choose(recipe: Recipe, spec: ClusterSpec, example: Arguments, choices: Choices) -> Chosen | None:
+    def choose(
+        recipe: Recipe, program: Program, spec: ClusterSpec, example: Arguments, choices: Choices
+    ) -> Chosen | None:
         from whalepy.dryrun.unannotated import chosen_for
 
-        return chosen_for(recipe, spec, example, choices, optimizer)
+        return chosen_for(recipe, program, spec, example, choices, optimizer)
 
     return choose
 

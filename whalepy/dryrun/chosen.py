@@ -38,8 +38,6 @@ class Surveyed:
     """Modules outside all blocks -> the place of the block that they run with, for those that run with one alone."""
     flops: tuple[float, ...]
     """Of each block with a few rows."""
-    in_time: bool
-    """Whether the loss can be computed in microbatches."""
 
 
 def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
@@ -49,12 +47,12 @@ def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
         children = study.recipe.model.named_children()
         blocks = Blocks(tuple(name for name, child in children if any(True for _ in child.modules())) or ("",))
         known = replace(study, blocks=blocks, cuts={})
-    table = ModelTable(known, cluster)
+    table = ModelTable(known, cluster, _in_time(study, cluster))
     paths = known.blocks.whole or known.blocks.paths
     places = tuple(paths[k] for k in table.places)
     works = table.works(Way(), table.some)
     flops = [float(sum(event.flops for event in work.forward)) for work in works]
-    return Surveyed(table, places, _modules(table), tuple(flops[k] for k in table.order), _in_time(study, cluster))
+    return Surveyed(table, places, _modules(table), tuple(flops[k] for k in table.order))
 
 
 def _modules(table: ModelTable) -> dict[str, int]:
@@ -99,7 +97,7 @@ def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options, *, least
         microbatches=options.microbatches,
         equal="equal" in (options.shares, options.balance),
         shares=shares,
-        in_time=found.in_time,
+        in_time=found.table.in_time,
     )
     for filled in (TIGHT, 1.0, *([_ANY] if options.stages else [])):
         for one in savings if filled <= 1 else savings[:1]:

@@ -85,6 +85,20 @@ class Study:
     ) -> Study:
         """The same for arguments."""
         _, program = program_for(recipe, arguments)
+        return cls.captured(recipe, arguments, program, optimizer, blocks, master=master)
+
+    @classmethod
+    def captured(
+        cls,
+        recipe: Recipe,
+        arguments: Arguments,
+        program: Program,
+        optimizer: str,
+        blocks: Blocks = NO_BLOCKS,
+        *,
+        master: bool = False,
+    ) -> Study:
+        """The same for a model that was captured already, with these arguments."""
         rows = 0 if program.batch is None else hint(program.axes.size(program.batch), program.hints)
         return cls(recipe, arguments, program, optimizer, rows, blocks, master)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from whalepy.dryrun.blocks import Blocks, module_of
@@ -28,6 +28,8 @@ class ModelTable:
 
     study: Study
     cluster: ClusterSpec
+    in_time: bool
+    """Whether the loss can be computed in microbatches."""
     _runs: dict[tuple[Way, int], tuple[Recorded, tuple[BlockWork, ...]]] = field(
         default_factory=dict[tuple[Way, int], tuple[Recorded, tuple[BlockWork, ...]]]
     )
@@ -125,21 +127,24 @@ class ModelTable:
         return self._run(way, rows)[1] if None in found else tuple(one for one in found if one is not None)
 
     def _run(self, way: Way, rows: int) -> tuple[Recorded, tuple[BlockWork, ...]]:
-        key = way, rows
-        if key not in self._runs:
+        """What was run: two microbatches where there may be several, of which the first makes its gradients anew."""
+        if (way, rows) not in self._runs:
             part = _alike(self.cluster, way.split)
             savings = Savings(0, way.recompute)  # type: ignore[arg-type]
-            count = 2 if way.adds else 1
+            count = 2 if self.in_time else 1
             candidate = self.study.candidate(levels_of(1, way.split), part, part.speeds(), count, savings)
             recorded = candidate.recording(candidate.plan.ranks[0], count * rows)
-            self._runs[key] = recorded, tuple(self._block_works(recorded, rows))
-        return self._runs[key]
+            for adds, turn in ((False, 0), (True, count - 1)):
+                works = tuple(self._block_works(recorded, turn, rows))
+                self._runs[replace(way, adds=adds), rows] = recorded, works
+        return self._runs[way, rows]
 
-    def _block_works(self, recorded: Recorded, rows: int) -> Iterator[BlockWork]:
-        events = recorded.microbatches[-1]
+    def _block_works(self, recorded: Recorded, turn: int, rows: int) -> Iterator[BlockWork]:
+        """Of one of the microbatches that were run."""
+        events = recorded.microbatches[turn]
         forward = _by_block([e for e in events if e.phase == "forward"], self.ran[0])
         backward = _by_block([e for e in events if e.phase == "backward"], self.ran[-1])
-        held = _before(events, recorded.microbatches[0][-1].memory if len(recorded.microbatches) > 1 else None)
+        held = _before(events, recorded.microbatches[turn - 1][-1].memory if turn else None)
         for number in self.ran:
             own, back = forward.get(number, ()), backward.get(number, ())
             holdings = recorded.holdings.get(number, Holdings())

@@ -15,6 +15,7 @@ from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, written
 from whalepy.planner.search import Choice
+from whalepy.program.analysis import Program
 from whalepy.runtime.arguments import Arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.planning import Choices
@@ -25,11 +26,14 @@ that way is known best, and forecasts are off by more than a few per cent."""
 
 
 def chosen_for(
-    recipe: Recipe, cluster: ClusterSpec, example: Arguments, choices: Choices, optimizer: str
+    recipe: Recipe, program: Program, cluster: ClusterSpec, example: Arguments, choices: Choices, optimizer: str
 ) -> Chosen | None:
-    """Annotations for a model without any; none where every device with its default share of the rows is as good."""
+    """Annotations for a model without any; none where every device with its default share of the rows is as good.
+
+    `program`: as it was captured for the example.
+    """
     try:
-        with _studied(recipe, example, optimizer) as study:
+        with _studied(recipe, program, example, optimizer) as study:
             return _found(study, cluster, choices)
     except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
         what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
@@ -37,7 +41,7 @@ def chosen_for(
 
 
 @contextmanager
-def _studied(recipe: Recipe, example: Arguments, optimizer: str) -> Generator[Study]:
+def _studied(recipe: Recipe, program: Program, example: Arguments, optimizer: str) -> Generator[Study]:
     """The study of a model, without most of its blocks where they stand for all."""
     known = optimizer if optimizer in OPTIMIZERS else "adamw"
     with folded(recipe.model) as blocks:
@@ -51,7 +55,7 @@ def _studied(recipe: Recipe, example: Arguments, optimizer: str) -> Generator[St
             yield study
             return
     with folded(recipe.model, fold=False) as blocks:
-        yield Study.on(recipe, example, known, blocks)
+        yield Study.captured(recipe, example, program, known, blocks)
 
 
 def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | None:

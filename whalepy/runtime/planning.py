@@ -52,7 +52,7 @@ class Choices:
     """Whether devices that scopes cannot share may be left idle."""
 
 
-Chooser = Callable[[Recipe, ClusterSpec, Arguments, Choices], Chosen | None]
+Chooser = Callable[[Recipe, Program, ClusterSpec, Arguments, Choices], Chosen | None]
 """What annotates a model that has no annotations; None: every device takes its default share of the rows."""
 
 
@@ -175,7 +175,7 @@ def _chosen(
     """What is chosen for a model without annotations on several devices; None for any other."""
     bare = not scopes_on(recipe.model) and not any(op.scope for op in program.operators)
     alone = len(spec.devices) == 1 or _example_rows(program) == 0
-    return chooser(recipe, spec, example, choices) if bare and not alone and choices.plan is None else None
+    return chooser(recipe, program, spec, example, choices) if bare and not alone and choices.plan is None else None
 
 
 def _told(plan: Plan, chosen: Chosen | None) -> Plan:
