@@ -25,13 +25,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train a small GPT-2 on four CPU ranks, and compare with one process
 	$(BIN)/python examples/demo.py
 
+# One process of tests per core, each with its own pool of ranks; more than four would want too much memory.
+PYTEST := $(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -q -rs -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 test-all: export OMP_NUM_THREADS = 1
 test-all: $(STAMP) ## run every test
-	$(BIN)/python -m pytest -q -rs tests
+	$(PYTEST) tests
 
 check: $(STAMP) ## lint, formatting, types and the direction of imports
 	$(BIN)/ruff check .
