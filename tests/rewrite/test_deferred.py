@@ -23,6 +23,7 @@ from whalepy.program.call import operator_name
 from whalepy.rewrite.deferred import deferred, deferred_graph
 from whalepy.rewrite.deferring import Deferred, Queue, deferring
 from whalepy.runtime.captured import CapturedModel
+from whalepy.runtime.reduction import Reduction
 from whalepy.runtime.steps import StepProgram
 
 aten = torch.ops.aten
@@ -74,7 +75,7 @@ class Seen:
 def weights_wait() -> Iterator[Seen]:
     """Training steps run all their backward passes, then the weight gradients of each microbatch."""
     seen, queues = Seen(), list[Queue]()
-    stage_run, reduce, run = CapturedModel._stage_run, CapturedModel._reduce_gradients, StepProgram.run
+    stage_run, finish, run = CapturedModel._stage_run, Reduction.finish, StepProgram.run
 
     def deferring_stage(self: Any, k: int, made: Any) -> Any:
         rewritten, seen.notes = deferred(made.rewritten, made.program)
@@ -87,16 +88,17 @@ def weights_wait() -> Iterator[Seen]:
         with deferring(queue):
             return run(self, *args)
 
-    def reduce_after(self: Any, stage: Any, read: Any, parameters: Any) -> None:
-        seen.missing = {name for name, leaf in read.items() if leaf.requires_grad and leaf.grad is None}
+    def finish_after(self: Any) -> None:
+        seen.missing = {name for name, leaf in self.leaves.items() if leaf.requires_grad and leaf.grad is None}
         seen.waiting = [len(queue) for queue in queues]
         while queues:
             queues.pop(0).run()
-        reduce(self, stage, read, parameters)
+        finish(self)
 
     with (
         mock.patch.object(CapturedModel, "_stage_run", deferring_stage),
-        mock.patch.object(CapturedModel, "_reduce_gradients", reduce_after),
+        mock.patch.object(Reduction, "finish", finish_after),
+        mock.patch.object(Reduction, "watch", lambda self: None),  # gradients come later than this backward pass
         mock.patch.object(StepProgram, "run", run_deferring),
     ):
         yield seen

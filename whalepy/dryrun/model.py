@@ -26,6 +26,7 @@ from whalepy.runtime.captured import CapturedModel, Runnable, StageRun
 from whalepy.runtime.extents import grid_of
 from whalepy.runtime.norms import Placement
 from whalepy.runtime.pipeline import Crossed, Pipeline
+from whalepy.runtime.reduction import Reduction
 
 META = torch.device("meta")
 
@@ -145,6 +146,12 @@ class RehearsedModel(CapturedModel):
         value = super()._read(stage, name, box).to(self._dtypes[name])
         self.copies[name] = 0 if value.dtype == box.dtype else value.nbytes
         return value
+
+    def _reduction(
+        self, stage: StageRun, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> Reduction:
+        """After the backward pass, where its events are told apart; they are played during it."""
+        return Reduction(tuple(stage.stored.values()), read, parameters)
 
     def _agree(self, example: Arguments, key: tuple[Any, ...]) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
         """The shapes of the whole step are the example's."""

@@ -24,6 +24,8 @@ from whalepy.program.dead_code import drop_unused
 from whalepy.program.layout import (
     Layout,
     Sharded,
+    communicates,
+    gradient_kind,
     operand_type,
     result_type,
 )
@@ -60,6 +62,16 @@ class Rewritten:
     """Layout per node name and result, for printing."""
     values: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """The (operator, result) of the program that a node computes; bridges have none."""
+
+    @property
+    def levels_in_backward(self) -> frozenset[int]:
+        """Levels over which its backward pass may communicate."""
+        found = (b for b in self.bindings if isinstance(b, Reducer | MoveBinding))
+        return frozenset(b.level for b in found if isinstance(b, Reducer) or _moves_back(b))
+
+
+def _moves_back(binding: MoveBinding) -> bool:
+    return binding.learns and communicates(gradient_kind(binding.target), gradient_kind(binding.source))
 
 
 @dataclass

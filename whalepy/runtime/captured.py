@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -39,8 +40,9 @@ from whalepy.runtime.groups import Group
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.pipeline import Crossed, Pipeline, pipelined, with_scopes_of
 from whalepy.runtime.programs import actions_of, verify_ranks
+from whalepy.runtime.reduction import Reduction
 from whalepy.runtime.steps import StepProgram, batch_symbols, place_on, rows_in, sizes_of_microbatch
-from whalepy.runtime.storage import Stored, reduce_gradients, store
+from whalepy.runtime.storage import Stored, store
 
 Planner = Callable[[Arguments], tuple[Plan, Pipeline]]
 """Plans for inputs like the example's; collective."""
@@ -53,8 +55,11 @@ class StageRun:
     index: int
     program: StepProgram
     stored: Mapping[str, Stored]
+    """In the order in which their gradients come."""
     owned: Collection[str]
     """Parameters that this stage keeps; it borrows the others."""
+    busy: Collection[Group]
+    """Those that its backward pass communicates over."""
     prologue: StepProgram | None = None
     ahead: tuple[str, ...] = ()
     """What the program of a microbatch calls the results of the prologue."""
@@ -83,6 +88,13 @@ class Runnable:
     """Of the first result."""
     reads_inputs: bool
     sizes: dict[Any, StepSizes] = field(default_factory=dict[Any, StepSizes])
+
+    @cached_property
+    def last_backwards(self) -> frozenset[Action]:
+        """Of each stage that is reduced, the backward pass after which all its gradients are there."""
+        last = {action.stage: action for action in self.actions if action.op in "BIW"}
+        reduced = {action.stage for action in self.actions if action.op == "REDUCE"}
+        return frozenset(action for k, action in last.items() if k in reduced and action.op == "B")
 
 
 class CapturedModel(ParallelModel):
@@ -183,11 +195,13 @@ class CapturedModel(ParallelModel):
         step = StepProgram(made.program.captured, made.rewritten, binder)
         stored = {
             name: store(made.program, made.decisions, binder, name, i)
-            for i, op in enumerate(made.program.operators)
-            if op.kind == "parameter" and (name := made.program.placeholder(i).name)
+            for i in _by_last_gradient(made.program)
+            if (name := made.program.placeholder(i).name)
         }
+        busy = frozenset(self._places[k].groups[level] for level in made.rewritten.levels_in_backward)
         owned = [name for name in stored if self._owners.get(name, 0) == k]
-        return StageRun(k, step, stored, owned, prologue, () if ahead is None else ahead.names, made.summed)
+        ahead_names = () if ahead is None else ahead.names
+        return StageRun(k, step, stored, owned, busy, prologue, ahead_names, made.summed)
 
     def _binder(self, k: int) -> Binder:
         place = self._places[k]
@@ -259,10 +273,11 @@ class CapturedModel(ParallelModel):
         """What an action of a step runs in."""
         return nullcontext()
 
-    def _reduce_gradients(
+    def _reduction(
         self, stage: StageRun, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        reduce_gradients(list(stage.stored.values()), read, parameters)
+    ) -> Reduction:
+        """What reduces the gradients of a stage in this step."""
+        return Reduction(tuple(stage.stored.values()), read, parameters, early=True, busy=stage.busy)
 
     def _tensors(
         self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool
@@ -359,6 +374,14 @@ class CapturedModel(ParallelModel):
         else:
             rows = grid.microbatch(total, microbatch)
         return sizes_of_microbatch(bindings, runnable.symbols, rows, first=not microbatch, microbatch=microbatch)
+
+
+def _by_last_gradient(program: Program) -> list[int]:
+    """The parameters in the order in which a backward pass is done with them: what is read first comes last."""
+    first: dict[int, int] = {i: -1 for i, op in enumerate(program.operators) if op.kind == "parameter"}
+    for i, op in reversed(list(enumerate(program.operators))):
+        first.update({j: i for j, _ in op.operands if j in first})
+    return sorted(first, key=lambda j: -first[j])
 
 
 def _result_dtype(program: Program) -> torch.dtype:

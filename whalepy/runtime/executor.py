@@ -15,6 +15,7 @@ from whalepy.rewrite.deferring import Queue, deferring
 from whalepy.runtime.boundary import Boundary, Receiving, Sending, Traffic
 from whalepy.runtime.extents import StepSizes
 from whalepy.runtime.reach import Reach, noting
+from whalepy.runtime.reduction import Reduction
 from whalepy.runtime.rows import rows_at
 from whalepy.runtime.steps import rows_in
 
@@ -68,6 +69,7 @@ class StepRun:
         self.pieces: dict[int, list[int]] = {}
         """Rows of this rank in each microbatch, by stage."""
         self.learning = {k: self._learning(k) for k in runnable.stages}
+        self.reductions: dict[int, Reduction] = {}
         self.live: dict[tuple[int, int], _Live] = {}
         self.defers = any(action.op == "W" for action in runnable.actions)
         self.queues: dict[tuple[int, int], Queue] = {}
@@ -219,6 +221,8 @@ class StepRun:
         if live.end is not None and ends:
             ends[0] = live.end
         pairs = [(end, start) for end, start in zip(ends, starts, strict=True) if end.requires_grad]
+        if action in self.runnable.last_backwards:
+            self._reduction(k).watch()
         if pairs:
             torch.autograd.backward([end for end, _ in pairs], [start for _, start in pairs])
         for pair, values in live.received.items():
@@ -231,10 +235,13 @@ class StepRun:
         self.queues.pop((action.stage, _number(action))).run()
 
     def _reduce(self, action: Action) -> None:
-        k = action.stage
-        stage = self._stage(k)
-        parameters = {**self.parameters, **self.borrowed[k]}
-        self.model._reduce_gradients(stage, self.read[k], parameters)
+        self._reduction(action.stage).finish()
+
+    def _reduction(self, k: int) -> Reduction:
+        if k not in self.reductions:
+            stage = self._stage(k)
+            self.reductions[k] = self.model._reduction(stage, self.read[k], {**self.parameters, **self.borrowed[k]})
+        return self.reductions[k]
 
     # -- crossing
 

@@ -83,10 +83,16 @@ class Group:
 
     def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
         """Reduce `x` over the group in place; the same bits on every rank."""
+        work = self.start_all_reduce(x, op)
+        if work is not None:
+            work.wait()
+
+    def start_all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> dist.Work | None:
+        """The same on its way: `x` is not to be touched before it has been waited for; None: it is there."""
         if self.process_group is None or x.numel() == 0:
-            return
-        dist.all_reduce(x, op=op, group=self.process_group)
+            return None
         self.sent_bytes += 2 * (self.size - 1) * x.nbytes // self.size
+        return dist.all_reduce(x, op=op, group=self.process_group, async_op=True)
 
     def all_gather(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Blocks]:
         """Every position's part, of `sizes` elements, and where each lies in the buffer."""

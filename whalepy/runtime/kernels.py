@@ -127,6 +127,28 @@ def convert(x: Tensor, source: Kind, target: Kind, group: Group) -> Tensor:
     return _KERNELS[_letter(source) + _letter(target)](x, source, target, group)
 
 
+@dataclass(frozen=True)
+class Summing:
+    """A sum over a group that is on its way."""
+
+    buffer: Tensor
+    dtype: torch.dtype
+    work: dist.Work | None
+
+    def done(self) -> Tensor:
+        """The sum, once it is there."""
+        if self.work is not None:
+            self.work.wait()
+        return self.buffer.to(self.dtype)
+
+
+@torch.no_grad()
+def start_sum(x: Tensor, group: Group) -> Summing:
+    """Start to add `x`, contiguous, up over the group; its memory is taken over. Half precision as in `convert`."""
+    buffer = x.to(_reduced_in(x))
+    return Summing(buffer, x.dtype, group.start_all_reduce(buffer))
+
+
 @torch.no_grad()
 def all_reduce_max(x: Tensor, group: Group) -> Tensor:
     """The elementwise maximum over the group, in fresh memory; `x` itself in a group of one."""

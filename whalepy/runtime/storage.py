@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,6 @@ from whalepy.runtime.bridge import Move
 from whalepy.runtime.extents import Binder, Extents, StepSizes
 from whalepy.runtime.groups import Group
 from whalepy.runtime.kernels import convert
-
-BUCKET_BYTES = 25 * 2**20
-"""Gradients that are reduced over the same levels share buffers of this size (DistributedDataParallel's default)."""
 
 
 @dataclass(frozen=True)
@@ -76,73 +73,6 @@ def store(program: Program, decisions: Decisions, binder: Binder, name: str, ope
 
     shape = tuple(extents.dim_size(dim) for dim in terms_of(program, key, whole))
     return Stored(name, shape, between(whole, stored), between(stored, read))
-
-
-def reduce_gradients(
-    stored: Sequence[Stored], leaves: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
-) -> None:
-    """Reduce this step's gradients over their levels, in planned order, and add them to `.grad`."""
-    buckets: dict[tuple[object, ...], list[Stored]] = {}
-    for entry in stored:
-        gradient = leaves[entry.name].grad if entry.name in leaves else None
-        if gradient is None:
-            continue
-        groups = entry.summed_over
-        if groups is None:
-            _add(parameters[entry.name], entry.reduced(_taken(leaves[entry.name])))
-            continue
-        buckets.setdefault((*map(id, groups), gradient.dtype), []).append(entry)
-    for members in buckets.values():
-        for bucket in _bucketed(members, leaves):
-            _reduce_bucket(bucket, leaves, parameters)
-
-
-def _bucketed(members: Iterable[Stored], leaves: Mapping[str, torch.Tensor]) -> Iterable[list[Stored]]:
-    bucket: list[Stored] = []
-    size = 0
-    for entry in members:
-        gradient = leaves[entry.name].grad
-        assert gradient is not None
-        if bucket and size + gradient.nbytes > BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(entry)
-        size += gradient.nbytes
-    if bucket:
-        yield bucket
-
-
-def _reduce_bucket(
-    bucket: Sequence[Stored], leaves: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
-) -> None:
-    own = [(parameters[entry.name], _taken(leaves[entry.name])) for entry in bucket]
-    groups = [g for g in bucket[0].summed_over or () if g.size > 1]
-    if not groups:
-        for parameter, gradient in own:
-            _add(parameter, gradient)
-        return
-    flat = torch.cat([gradient.reshape(-1) for _, gradient in own])
-    shapes = [(parameter, gradient.shape) for parameter, gradient in own]
-    own.clear()  # else what one rank has computed and what all have would lie side by side
-    for group in groups:
-        flat = convert(flat, "P", "R", group)
-    for (parameter, shape), part in zip(shapes, flat.split([shape.numel() for _, shape in shapes]), strict=True):
-        _add(parameter, part.view(shape))
-
-
-def _taken(leaf: torch.Tensor) -> torch.Tensor:
-    """The gradient of a leaf, which lets go of it."""
-    gradient, leaf.grad = leaf.grad, None
-    assert gradient is not None
-    return gradient
-
-
-def _add(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-    gradient = gradient.detach().to(parameter.dtype)
-    if parameter.grad is None:
-        parameter.grad = gradient
-    else:
-        parameter.grad += gradient
 
 
 def broadcast(host: Group, value: torch.Tensor) -> torch.Tensor:

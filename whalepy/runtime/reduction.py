@@ -1,0 +1,146 @@
+"""Gradients of one stage in one step: reduced over their levels in planned order, most during the backward pass.
+
+As in DistributedDataParallel (Li et al., arXiv:2006.15704, section 3.2) gradients share buckets, and a bucket goes on
+its way as soon as its last gradient is there; in one order on all ranks, which the graph gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from whalepy.runtime.groups import Group
+from whalepy.runtime.kernels import Summing, convert, start_sum
+from whalepy.runtime.storage import Stored
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that are reduced over the same levels share buffers of this size (DistributedDataParallel's default)."""
+_PARTS = 8
+"""Of gradients that are reduced early at least so many buckets are made, so that little is waited for at the end."""
+_LEAST_BYTES = 2**20
+"""Smaller buckets take as long for what they wait as for what they move."""
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Parameters whose gradients one collective moves."""
+
+    entries: tuple[Stored, ...]
+    groups: tuple[Group, ...]
+    missing: int
+    """Gradients that are not there yet."""
+    summing: Summing | None = None
+    parts: list[tuple[nn.Parameter, torch.Size]] = field(default_factory=list[tuple[nn.Parameter, torch.Size]])
+
+
+class Reduction:
+    """Adds the gradients of `leaves` to those of `parameters`; `stored` in the order in which gradients come.
+
+    `early`: during the backward pass that `watch` is called ahead of, over groups that are not among `busy`, those that
+    the program itself communicates over. Collective.
+    """
+
+    def __init__(
+        self,
+        stored: Sequence[Stored],
+        leaves: Mapping[str, Tensor],
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        early: bool = False,
+        busy: Collection[Group] = (),
+    ) -> None:
+        self.leaves, self.parameters = leaves, parameters
+        learning = [entry for entry in stored if entry.name in leaves and leaves[entry.name].requires_grad]
+        plain = [entry for entry in learning if entry.summed_over is not None]
+        self.others = [entry for entry in learning if entry.summed_over is None]
+        self.buckets = list(self._bucketed(plain, early=early))
+        self.early = [b for b in self.buckets if early and b.groups and not set(b.groups) & set(busy)]
+        self.next = 0
+
+    def watch(self) -> None:
+        """From here on, in the last backward pass of a step, a bucket that is full is reduced at once."""
+        for bucket in self.early:
+            for entry in bucket.entries:
+                self.leaves[entry.name].register_post_accumulate_grad_hook(lambda _, of=bucket: self._came(of))
+
+    def finish(self) -> None:
+        """Reduce what is left, and wait for what is on its way."""
+        for entry in self.others:
+            gradient = self._taken(entry)
+            if gradient is not None:
+                _add(self.parameters[entry.name], entry.reduced(gradient))
+        for bucket in self.buckets:
+            if bucket.summing is None:
+                self._start(bucket)
+            self._end(bucket)
+
+    def _came(self, bucket: Bucket) -> None:
+        bucket.missing -= 1
+        while self.next < len(self.early) and not self.early[self.next].missing:
+            self._start(self.early[self.next])
+            self.next += 1
+
+    def _start(self, bucket: Bucket) -> None:
+        """Put the gradients that are there beside each other, and start their sum over the first level."""
+        found = ((self.parameters[entry.name], self._taken(entry)) for entry in bucket.entries)
+        own = [(parameter, gradient) for parameter, gradient in found if gradient is not None]
+        if not bucket.groups:
+            for parameter, gradient in own:
+                _add(parameter, gradient)
+        elif own:
+            flat = torch.cat([gradient.reshape(-1) for _, gradient in own])
+            bucket.parts = [(parameter, gradient.shape) for parameter, gradient in own]
+            own.clear()  # else what one rank has computed and what all have would lie side by side
+            bucket.summing = start_sum(flat, bucket.groups[0])
+
+    def _end(self, bucket: Bucket) -> None:
+        if bucket.summing is None:
+            return
+        flat = bucket.summing.done()
+        bucket.summing = None
+        for group in bucket.groups[1:]:
+            flat = convert(flat, "P", "R", group)
+        parts = flat.split([shape.numel() for _, shape in bucket.parts])
+        for (parameter, shape), part in zip(bucket.parts, parts, strict=True):
+            _add(parameter, part.view(shape))
+
+    def _taken(self, entry: Stored) -> Tensor | None:
+        """The gradient of a leaf, which lets go of it; None where nothing gave it one."""
+        leaf = self.leaves[entry.name]
+        gradient, leaf.grad = leaf.grad, None
+        return gradient
+
+    def _bucketed(self, entries: Iterable[Stored], *, early: bool) -> Iterable[Bucket]:
+        alike: dict[tuple[tuple[Group, ...], torch.dtype], list[Stored]] = {}
+        for entry in entries:
+            groups = tuple(g for g in entry.summed_over or () if g.size > 1)
+            alike.setdefault((groups, self.leaves[entry.name].dtype), []).append(entry)
+        for (groups, _), members in alike.items():
+            sizes = [self.leaves[entry.name].nbytes for entry in members]
+            most = max(min(BUCKET_BYTES, sum(sizes) // _PARTS), _LEAST_BYTES) if early else BUCKET_BYTES
+            for bucket in _cut(members, sizes, most):
+                yield Bucket(tuple(bucket), groups, len(bucket))
+
+
+def _cut(entries: Sequence[Stored], sizes: Sequence[int], most: int) -> Iterable[list[Stored]]:
+    bucket: list[Stored] = []
+    held = 0
+    for entry, size in zip(entries, sizes, strict=True):
+        if bucket and held + size > most:
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(entry)
+        held += size
+    if bucket:
+        yield bucket
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    gradient = gradient.detach().to(parameter.dtype)
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad += gradient
