@@ -84,15 +84,14 @@ def _in_time(study: Study, cluster: ClusterSpec) -> bool:
     return True
 
 
-def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options, *, least: int = 1) -> list[Choice]:
-    """The best ways to put the model on the cluster, in `least` stages or more, best first; none where nothing fits."""
+def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options) -> list[Choice]:
+    """The best ways to put the model on the cluster, best first; none where nothing fits."""
     shares = options.shares if isinstance(options.shares, tuple) else None
     savings = [(options.zero or 0, options.recompute or "none")]
     if options.saves_freely:
         savings += [(0, "selective"), (0, "full")]
     limits = Limits(
         stages=options.stages,
-        least_stages=least,
         chunks=parse_kind(options.schedule or DEFAULT).chunks or 1,
         replicate=options.replicate,
         split=options.split,
