@@ -22,10 +22,10 @@ import tempfile
 from typing import Any
 
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 import whalepy
 from benchmarks.blocks import loss_of, made
+from benchmarks.data_parallel import ddp
 from benchmarks.pairs import machine
 from benchmarks.ways import (
     Limits,
@@ -56,18 +56,6 @@ def own(cluster: str | None, rows: int) -> tuple[Way, ParallelModel]:
         parallel = whalepy.compile(model, cluster, batch, loss_fn=loss_of)
     mine = parallel.local_batch(batch)
     return Way(lambda: parallel.train_step(*mine), {"": parallel}), parallel
-
-
-def ddp(rows: int) -> Way:
-    """torch's data parallelism; gradients and loss are means over ranks, which have equally many rows."""
-    model, (ids, targets) = made(rows)
-    parallel = DistributedDataParallel(model)
-    each = slice(dist.get_rank() * rows // RANKS, (dist.get_rank() + 1) * rows // RANKS)
-
-    def step() -> None:
-        loss_of(parallel(ids[each]), targets[each]).backward()
-
-    return Way(step, {"": model})
 
 
 def shares_of(parallel: ParallelModel, rows: int) -> list[int]:

@@ -10,7 +10,7 @@ import datetime
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from benchmarks.blocks import BLOCKS, ROWS, loss_of, made
 from benchmarks.pairs import OTHERS, figures, in_turns, machine
@@ -61,6 +62,17 @@ class Way:
     """Forward and backward; the loss, where it is known."""
     modules: dict[str, nn.Module]
     """What holds the parameters, by the prefix of their names in the whole model."""
+    optimizer: torch.optim.Optimizer | None = None
+    """With one, it is part of what is timed."""
+    full_gradients: Callable[[], Mapping[str, Tensor | None]] | None = None
+    """Makes them whole, where parameters are in parts. Collective."""
+
+    def train(self) -> None:
+        """What is timed."""
+        self.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def forget(self) -> None:
         """No gradients."""
@@ -69,13 +81,29 @@ class Way:
 
     def gradients(self) -> dict[str, Tensor]:
         """Of this rank, by the name of the parameter in the whole model."""
+        if self.full_gradients is not None:
+            return {name: gradient for name, gradient in self.full_gradients().items() if gradient is not None}
         named = {f"{at}.{name}".strip("."): p for at, m in self.modules.items() for name, p in m.named_parameters()}
-        return {name: p.grad for name, p in named.items() if p.grad is not None}
+        return {name: _whole(p.grad) for name, p in named.items() if p.grad is not None}
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of full training steps; so slow that no loss diverges while steps are timed."""
+    return torch.optim.AdamW(parameters, lr=1e-4)
 
 
 def expected(rows: int = ROWS, blocks: int = BLOCKS) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the local model."""
-    model, (ids, targets) = made(rows, blocks)
+    return local_gradients(*made(rows, blocks))
+
+
+def local_gradients(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of this model in one process."""
+    ids, targets = batch
     loss = loss_of(model(ids), targets)
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -133,7 +161,7 @@ def timed_ways(ways: Mapping[str, Way], local: tuple[Tensor, dict[str, Tensor]],
         for way in ways.values():
             way.forget()
 
-    steps = [way.step for way in ways.values()]
+    steps = [way.train for way in ways.values()]
     found, repeated = in_turns(steps, forget, limits.pairs, others=limits.others, limit_s=limits.limit_s)
     if not found[0]:
         raise ValueError(f"other processes were busy in all {repeated} rounds")
@@ -151,6 +179,23 @@ def gain(other: Sequence[float], planned: Sequence[float]) -> dict[str, Any]:
         "interval": found["interval"],
         "pairs": found["pairs"],
     }
+
+
+def against(found: Timed, own: str, moved: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Figures of one way against each other one, and the bytes that each moves in a step."""
+    others = {name: figures(found.seconds[own], each) for name, each in found.seconds.items() if name != own}
+    bytes_of = {} if moved is None else {"bytes": dict(moved)}
+    return {"against": others, **found.rounds, **bytes_of, "steps_ms": found.steps_ms()}
+
+
+def shown_against(row: Mapping[str, Any]) -> str:
+    """A line for each other way, and one for all bytes."""
+    lines = [
+        f"own {one['own_ms']:8.1f} ms, {name:6} {one['other_ms']:8.1f} ms, ratio {one['ratio']:.3f} {within(one)}"
+        for name, one in row["against"].items()
+    ]
+    lines += ["bytes " + ", ".join(f"{name} {count}" for name, count in row["bytes"].items())] if "bytes" in row else []
+    return "\n".join([*lines, f"{row['repeated_rounds']} rounds repeated"])
 
 
 def within(one: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import unequal_devices, unequal_stages
+from benchmarks.data_parallel import ddp
 from benchmarks.ways import differences, expected, gain
 from tests.pool import Pool
 
@@ -16,7 +17,7 @@ def test_a_gain_is_how_many_times_as_fast() -> None:
 
 def _ways() -> list[list[str]]:
     rows = 12
-    ways = unequal_devices.own("1xcpu + 2xcpu*0.5", rows)[0], unequal_devices.ddp(rows)
+    ways = unequal_devices.own("1xcpu + 2xcpu*0.5", rows)[0], ddp(rows)
     return [differences(way, *expected(rows)) for way in ways]
 
 
