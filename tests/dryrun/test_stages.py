@@ -79,8 +79,10 @@ def sizes_of(made: Staged) -> list[int]:
 
 def order_of(made: Staged) -> list[int]:
     """The devices of the stages in turn, one each."""
-    placed = [scope.placement for scope in made.scopes.get("", ()) if scope.kind == "cluster"]
-    return [d for own in placed[0] for d in own] if placed else [0, 1]
+    found = [scope.placement.value for scope in made.scopes.get("", ()) if scope.placement is not None]
+    lists = found[0] if found else ((0,), (1,))
+    assert isinstance(lists, tuple)
+    return [d for own in lists for d in own]
 
 
 def test_faster_devices_get_more_blocks() -> None:
