@@ -17,15 +17,7 @@ a step; beside them every step agrees on its sizes (768 bytes per rank) and tell
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -36,17 +28,25 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.utils.flop_counter import FlopCounterMode
 
 import whalepy
-from benchmarks.blocks import BLOCKS, ROWS, LanguageModel, loss_of, made
-from benchmarks.pairs import OTHERS, figures, in_turns, machine
-from benchmarks.prediction import own_core
-from tests.pool import Pool
+from benchmarks.blocks import BLOCKS, LanguageModel, loss_of, made
+from benchmarks.pairs import figures, machine
+from benchmarks.ways import (
+    Limits,
+    Way,
+    expected,
+    limits_of,
+    on_ranks,
+    own_core,
+    parser_of,
+    report,
+    timed_ways,
+    within,
+)
 from whalepy.runtime.parallel import ParallelModel
 
 MICROBATCHES = 8
 SCHEDULES: dict[str, type[schedules.PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 EVEN = BLOCKS // 2
-# Of sums of another order in float32; relative to the largest gradient.
-TOLERANCE = 1e-5
 
 
 # -- cuts ----------------------------------------------------------------------------------------------------------
@@ -76,26 +76,6 @@ def balanced() -> int:
 
 
 # -- the two ways --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Way:
-    """One way to train."""
-
-    step: Callable[[], Tensor | None]
-    """The loss, where it is known."""
-    modules: dict[str, nn.Module]
-    """What holds the parameters, by the prefix of their names in the whole model."""
-
-    def forget(self) -> None:
-        """No gradients."""
-        for module in self.modules.values():
-            module.zero_grad()
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Of this rank, by the name of the parameter in the whole model."""
-        named = {f"{at}.{name}".strip("."): p for at, m in self.modules.items() for name, p in m.named_parameters()}
-        return {name: p.grad for name, p in named.items() if p.grad is not None}
 
 
 def own(schedule: str, cut: int, world: int = 2) -> tuple[Way, ParallelModel]:
@@ -130,33 +110,7 @@ def theirs(schedule: str, cut: int) -> Way:
     return Way(step, kept)
 
 
-# -- the same numbers, and bytes -----------------------------------------------------------------------------------
-
-
-def differences(way: Way, loss: Tensor, gradients: dict[str, Tensor]) -> list[str]:
-    """What differs between a step of this way and the local model, on any rank."""
-    way.forget()
-    found = way.step()
-    wrong = (
-        [] if found is None or abs(float(found - loss)) <= TOLERANCE * float(loss) else [f"loss {found}, not {loss}"]
-    )
-    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
-    mine = way.gradients()
-    for name, gradient in mine.items():
-        off = float((gradient - gradients[name]).abs().max()) / scale
-        wrong += [f"gradient of {name} is off by {off:.1e}"] if off > TOLERANCE else []
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (list(mine), wrong))
-    missing = set(gradients) - {name for names, _ in everyone for name in names}
-    return [text for _, texts in everyone for text in texts] + [f"no gradient of {name}" for name in sorted(missing)]
-
-
-def expected(rows: int = ROWS, blocks: int = BLOCKS) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of the local model."""
-    model, (ids, targets) = made(rows, blocks)
-    loss = loss_of(model(ids), targets)
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+# -- bytes ---------------------------------------------------------------------------------------------------------
 
 
 def bytes_of(step: Callable[[], Any], *, torchs: bool) -> int:
@@ -187,72 +141,41 @@ def _sent(operations: Sequence[dist.P2POp], *_: Any) -> list[Tensor]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def on_rank(schedule: str, cut: int, pairs: int, others: float, limit_s: float) -> dict[str, Any]:
+def on_rank(schedule: str, cut: int, limits: Limits) -> dict[str, Any]:
     """All figures of one schedule. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
-    warnings.simplefilter("ignore")
-    loss, gradients = expected()
+    local = expected()
     ways = {"even": own(schedule, EVEN)[0], "balanced": own(schedule, cut)[0], "torch": theirs(schedule, EVEN)}
-    wrong = {name: differences(way, loss, gradients) for name, way in ways.items()}
-    if any(wrong.values()):
-        raise ValueError(f"not the same loss and gradients: {wrong}")
-
-    def forget() -> None:
-        for way in ways.values():
-            way.forget()
-
-    found, repeated = in_turns([way.step for way in ways.values()], forget, pairs, others=others, limit_s=limit_s)
-    if not found[0]:
-        raise ValueError(f"other processes were busy in all {repeated} rounds")
-    times = dict(zip(ways, found, strict=True))
+    found = timed_ways(ways, local, limits)
+    even, balanced, torchs = found.seconds.values()
     return {
         "schedule": schedule,
-        "even": figures(times["even"], times["torch"]),
-        "balanced": {"blocks": [cut, BLOCKS - cut], **figures(times["balanced"], times["torch"])},
-        "repeated_rounds": repeated,
-        "others_at_most": others,
+        "even": figures(even, torchs),
+        "balanced": {"blocks": [cut, BLOCKS - cut], **figures(balanced, torchs)},
+        **found.rounds,
         "bytes": {name: bytes_of(way.step, torchs=name == "torch") for name, way in ways.items()},
-        "steps_ms": {name: [round(1e3 * one, 2) for one in each] for name, each in times.items()},
+        "steps_ms": found.steps_ms(),
     }
-
-
-def on_ranks(world: int, fn: Callable[..., Any], *args: Any) -> Any:
-    """What rank 0 found, in fresh processes."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    pool = Pool()
-    try:
-        return pool.run(world, partial(fn, *args), timeout_s=1800)[0]
-    finally:
-        pool.close()
 
 
 def shown(row: dict[str, Any], of: str) -> str:
     one = row[of]
-    low, high = one["interval"]
     return (
         f"{row['schedule']:5} {of:8} {one['own_ms']:8.1f} ms, torch {one['other_ms']:8.1f} ms, "
-        f"ratio {one['ratio']:.3f} [{low:.3f}, {high:.3f}] in {one['pairs']} pairs, "
-        f"{row['repeated_rounds']} repeated; "
+        f"ratio {one['ratio']:.3f} {within(one)}, {row['repeated_rounds']} repeated; "
         f"bytes {row['bytes'][of]}, torch {row['bytes']['torch']}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=25)
+    parser = parser_of(__doc__)
     parser.add_argument("--schedule", action="append", choices=list(SCHEDULES), help="default: both")
-    parser.add_argument("--others", type=float, default=OTHERS, help="share of the cores that others may take")
-    parser.add_argument("--limit", type=float, default=400.0, help="seconds after which no pairs are added")
-    parser.add_argument("--results", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     cut, rows, before = balanced(), [], machine()
     for schedule in options.schedule or SCHEDULES:
-        rows.append(on_ranks(2, on_rank, schedule, cut, options.pairs, options.others, options.limit))
+        rows.append(on_ranks(2, on_rank, schedule, cut, limits_of(options)))
         print(shown(rows[-1], "even"), shown(rows[-1], "balanced"), sep="\n", flush=True)
-    made_of = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.pipeline", **before}
-    print(f"load before {before['load']}, after {machine()['load']}")
-    if options.results:
-        options.results.write_text(json.dumps({**made_of, "rows": rows}, indent=1) + "\n")
+    report(options.results, "pipeline", before, {"rows": rows})
 
 
 if __name__ == "__main__":

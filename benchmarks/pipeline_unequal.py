@@ -13,16 +13,12 @@ gives one simulation from the medians of half of the steps, against the median o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import datetime
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,7 +28,8 @@ import torch.distributed as dist
 import whalepy
 from benchmarks.blocks import BLOCKS, LENGTH, ROWS, WIDTH, loss_of, made
 from benchmarks.pairs import interval, machine
-from benchmarks.pipeline import MICROBATCHES, on_ranks, units
+from benchmarks.pipeline import MICROBATCHES, units
+from benchmarks.ways import on_ranks, parser_of, report
 from whalepy.planner.schedule.actions import MESSAGES, Action
 from whalepy.planner.schedule.simulate import simulate
 from whalepy.runtime.boundary import Receiving
@@ -175,20 +172,16 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, pairs=False)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--kind", action="append", choices=list(WIDE), help="default: both")
-    parser.add_argument("--results", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     before = machine()
     for kind in options.kind or WIDE:
         rows.append(on_ranks(3, on_rank, kind, options.steps))
         print(shown(rows[-1]), flush=True)
-    print(f"load before {before['load']}, after {machine()['load']}")
-    if options.results:
-        made_of = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.pipeline_unequal"}
-        options.results.write_text(json.dumps({**made_of, **before, "rows": rows}, indent=1) + "\n")
+    report(options.results, "pipeline_unequal", before, {"rows": rows})
 
 
 if __name__ == "__main__":

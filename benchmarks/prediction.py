@@ -30,12 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import whalepy
-from tests.pool import Pool
+from benchmarks.ways import on_ranks, own_core
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.study import Study
@@ -160,14 +159,6 @@ def measured(case: Case, rounds: int) -> Figures:
     return Figures(tensors, process, local_model, tuple(a_round(step) for _ in range(rounds)))
 
 
-def own_core() -> None:
-    """Bind this rank to one core, and torch to one thread."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[dist.get_rank() % len(cores)]})
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def status(key: str) -> int:
     """Bytes of a field of this process's status."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
@@ -235,8 +226,8 @@ def cluster_of(case: Case, found: Round) -> ClusterSpec:
 
 def compared(case: Case, *, timed: bool) -> dict[str, Any]:
     """One row of the results."""
-    figures = on_ranks(case, 0, GIVEN_BACK)
-    slow = on_ranks(case, ROUNDS, KEPT) if timed else None
+    figures = on_fresh_ranks(case, 0, GIVEN_BACK)
+    slow = on_fresh_ranks(case, ROUNDS, KEPT) if timed else None
     clusters = [cluster_of(case, found) for found in slow.rounds] if slow else [ClusterSpec.load(f"{case.world}xcpu")]
     said = predicted(case, clusters)
     row: dict[str, Any] = {
@@ -251,6 +242,16 @@ def compared(case: Case, *, timed: bool) -> dict[str, Any]:
     return row
 
 
+def on_fresh_ranks(case: Case, rounds: int, malloc: dict[str, str]) -> Figures:
+    """What rank 0 found, in fresh processes with these settings of the C library."""
+    os.environ.update(malloc)
+    try:
+        return on_ranks(case.world, measured, case, rounds)
+    finally:
+        for name in malloc:
+            os.environ.pop(name)
+
+
 def beside(name: str, expected: float, seen: float, unit: str) -> dict[str, float]:
     """Both figures and their ratio."""
     return {
@@ -258,18 +259,6 @@ def beside(name: str, expected: float, seen: float, unit: str) -> dict[str, floa
         f"{name}_measured_{unit}": round(seen, 3),
         f"{name}_ratio": round(expected / seen, 3),
     }
-
-
-def on_ranks(case: Case, rounds: int, malloc: dict[str, str]) -> Figures:
-    """What rank 0 found, in fresh processes with these settings of the C library."""
-    os.environ.update(malloc)
-    pool = Pool()
-    try:
-        return pool.run(case.world, measured, case, rounds, timeout_s=1800)[0]
-    finally:
-        pool.close()
-        for name in malloc:
-            os.environ.pop(name)
 
 
 def main() -> None:

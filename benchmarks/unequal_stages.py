@@ -18,17 +18,13 @@ A rank that waits leaves the core to the one it shares it with: with three stage
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,9 +32,21 @@ import torch.distributed as dist
 
 import whalepy
 from benchmarks.blocks import ROWS, loss_of, made
-from benchmarks.pairs import OTHERS, in_turns, machine
-from benchmarks.pipeline import MICROBATCHES, Way, differences, expected, on_ranks, units
-from benchmarks.unequal_devices import gain
+from benchmarks.pairs import machine
+from benchmarks.pipeline import MICROBATCHES, units
+from benchmarks.ways import (
+    Limits,
+    Way,
+    expected,
+    gain,
+    limits_of,
+    on_ranks,
+    own_core,
+    parser_of,
+    report,
+    timed_ways,
+    within,
+)
 from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.chosen import surveyed
 from whalepy.dryrun.study import Study
@@ -107,81 +115,57 @@ def in_stages(sizes: Sequence[int]) -> Way:
     return Way(lambda: parallel.train_step(*rows), {"": parallel})
 
 
-def on_rank(kind: str, pairs: int, others: float, limit_s: float) -> dict[str, Any]:
+def on_rank(kind: str, limits: Limits) -> dict[str, Any]:
     """All figures of one kind. Raises ValueError for other numbers than the local model's, or without a round."""
-    meant, cores = KINDS[kind], sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[min(dist.get_rank(), 1)]})
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    own_core(min(dist.get_rank(), 1))
+    meant = KINDS[kind]
     speeds: list[Any] = [None] * len(meant)
     dist.all_gather_object(speeds, speed_together(CPU, start_process_group(CPU)))
     planned, even = planned_cut(speeds), even_cut(len(meant))
-    ways = {"planned": in_stages(planned), "even": in_stages(even)}
-    wrong = {name: differences(way, *expected(ROWS, BLOCKS)) for name, way in ways.items()}
-    if any(wrong.values()):
-        raise ValueError(f"not the same loss and gradients: {wrong}")
-
-    def forget() -> None:
-        for way in ways.values():
-            way.forget()
-
-    found, repeated = in_turns([way.step for way in ways.values()], forget, pairs, others=others, limit_s=limit_s)
-    if not found[0]:
-        raise ValueError(f"other processes were busy in all {repeated} rounds")
+    found = timed_ways({"planned": in_stages(planned), "even": in_stages(even)}, expected(ROWS, BLOCKS), limits)
     return {
         "kind": kind,
         "speeds": [round(speed / max(speeds), 3) for speed in speeds],
         "planned_blocks": ":".join(map(str, planned)),
         "even_blocks": ":".join(map(str, even)),
         "bound": round(simulated(even, meant) / simulated(planned, meant), 4),
-        **gain(found[1], found[0]),
-        "repeated_rounds": repeated,
-        "others_at_most": others,
-        "steps_ms": [[round(1e3 * a, 2), round(1e3 * b, 2)] for a, b in zip(*found, strict=True)],
+        **gain(found.seconds["even"], found.seconds["planned"]),
+        **found.rounds,
+        "steps_ms": [list(pair) for pair in zip(*found.steps_ms().values(), strict=True)],
     }
 
 
-def measured(kind: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured(kind: str, limits: Limits) -> dict[str, Any]:
     """The figures of one kind; the process that shares a core of two stages counts as no other."""
     if len(KINDS[kind]) > 2:
-        return on_ranks(len(KINDS[kind]), on_rank, kind, options.pairs, options.others, options.limit)
+        return on_ranks(len(KINDS[kind]), on_rank, kind, limits)
     cores = sorted(os.sched_getaffinity(0))
     burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     os.sched_setaffinity(burning.pid, {cores[1]})
     try:
-        allowed = options.others + 1 / (os.cpu_count() or 1)
-        return on_ranks(2, on_rank, kind, options.pairs, allowed, options.limit)
+        return on_ranks(2, on_rank, kind, replace(limits, others=limits.others + 1 / (os.cpu_count() or 1)))
     finally:
         burning.kill()
         burning.wait()
 
 
 def shown(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
     return (
         f"{row['kind']}: speeds {row['speeds']}, blocks {row['planned_blocks']} {row['planned_ms']:.1f} ms, "
-        f"{row['even_blocks']} {row['other_ms']:.1f} ms, {row['gain']:.3f} x [{low:.3f}, {high:.3f}] "
-        f"in {row['pairs']} pairs, bound {row['bound']:.3f}"
+        f"{row['even_blocks']} {row['other_ms']:.1f} ms, {row['gain']:.3f} x {within(row)}, bound {row['bound']:.3f}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="default: both")
-    parser.add_argument("--pairs", type=int, default=25)
-    parser.add_argument("--others", type=float, default=OTHERS, help="share of the cores that others may take")
-    parser.add_argument("--limit", type=float, default=400.0, help="seconds after which no pairs are added")
-    parser.add_argument("--results", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     before = machine()
     for kind in options.kind or KINDS:
-        rows.append(measured(kind, options))
+        rows.append(measured(kind, limits_of(options)))
         print(shown(rows[-1]), flush=True)
-    print(f"load before {before['load']}, after {machine()['load']}")
-    if options.results:
-        made_of = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.unequal_stages"}
-        options.results.write_text(json.dumps({**made_of, **before, "rows": rows}, indent=1) + "\n")
+    report(options.results, "unequal_stages", before, {"rows": rows})
 
 
 if __name__ == "__main__":

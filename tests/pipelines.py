@@ -55,59 +55,37 @@ def t5() -> models.Made:
     """Two blocks of encoder and decoder; every block of the decoder reads the encoder's output."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(
-        vocab_size=96,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=4,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
+    sizes = {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    return _translating(
+        T5ForConditionalGeneration, T5Config, sizes | {"dropout_rate": 0.0, "decoder_start_token_id": 0}
     )
-    torch.manual_seed(0)
-    return T5ForConditionalGeneration(config), [translation()]
 
 
 def bart() -> models.Made:
     """Two blocks of encoder and decoder; it reads its labels, moved by one, as T5 does."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    config = BartConfig(
-        vocab_size=96,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=32,
-        dropout=0.0,
-    )
-    torch.manual_seed(0)
-    return BartForConditionalGeneration(config), [translation()]
+    return _translating(BartForConditionalGeneration, BartConfig, _bart_sizes(blocks=2))
 
 
 def mbart() -> models.Made:
-    """As above; the last of the labels goes first."""
+    """One block of each; the last of the labels goes first."""
     from transformers import MBartConfig, MBartForConditionalGeneration
 
-    config = MBartConfig(
-        vocab_size=96,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=32,
-        dropout=0.0,
-    )
+    return _translating(MBartForConditionalGeneration, MBartConfig, _bart_sizes(blocks=1))
+
+
+def _bart_sizes(blocks: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"max_position_embeddings": 32, "dropout": 0.0}
+    for part in ("encoder", "decoder"):
+        found |= {f"{part}_layers": blocks, f"{part}_attention_heads": 4, f"{part}_ffn_dim": 48}
+    return found
+
+
+def _translating(model: Callable[..., nn.Module], config: Callable[..., Any], sizes: dict[str, Any]) -> models.Made:
+    configured = config(vocab_size=96, d_model=32, **sizes)
     torch.manual_seed(0)
-    return MBartForConditionalGeneration(config), [translation()]
+    return model(configured), [translation()]
 
 
 def translation() -> dict[str, torch.Tensor]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.whale.figure_18 [--results]
 
-All cuts run on the devices that the planner's best stages take. Whale's
-cut follows FLOP rates (`whalepy.planner.whale`), an even cut the number of blocks. Measured here are CPU ranks of
-unequal speed (`benchmarks/unequal_stages.py`).
+All cuts run on the devices that the planner's best stages take. Whale's cut follows FLOP rates
+(`whalepy.planner.whale`), an even cut the number of blocks. Measured here are CPU ranks of unequal speed
+(`benchmarks/unequal_stages.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.whale.dry import LINK
 from benchmarks.whale.figure import Figure, Row, show
 from examples import m6
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
@@ -34,7 +33,7 @@ def rows(small: bool) -> Iterator[Row]:
         first = rate(counts[0], sizes, stages, spread)
         for nodes in counts[1:]:
             kept = rate(nodes, sizes, stages, spread) / first
-            yield Row(f"{nodes * stages:3} GPUs, {name}", 0.91 if nodes == 4 * counts[0] else None, kept)
+            yield Row(f"{nodes * stages:3} GPUs, {name}", m6.PAPER if nodes == 4 * counts[0] else None, kept)
 
 
 def rate(nodes: int, sizes: m6.Sizes, stages: int, spread: bool) -> float:
@@ -42,7 +41,7 @@ def rate(nodes: int, sizes: m6.Sizes, stages: int, spread: bool) -> float:
     placement = [[stages * node + k for node in range(nodes)] for k in range(stages)] if spread else None
     with torch.device("meta"):
         model, batch = m6.annotated(sizes, stages, placement)
-    cluster = f"{nodes}x{stages}xV100-SXM2-32GB @ {LINK}" if nodes > 1 else f"{stages}xV100-SXM2-32GB"
+    cluster = f"{nodes}x{stages}xV100-SXM2-32GB @ {m6.LINK}" if nodes > 1 else f"{stages}xV100-SXM2-32GB"
     with folded(model.half(), least=LEAST_IN_STAGES) as blocks:
         study = Study.of(Recipe(model), batch, "adamw", blocks, master=True).with_rows(nodes * m6.MICROBATCHES)
         options = Options(microbatches=m6.MICROBATCHES, recompute="full")

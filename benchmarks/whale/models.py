@@ -17,7 +17,7 @@ TOKENS = 128
 GNMT_WIDTH, GNMT_LAYERS, GNMT_WORDS, GNMT_TOKENS = 1024, 4, 32320, 25
 
 
-def images(rows: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
+def images(rows: int, side: int) -> tuple[Tensor, Tensor]:
     return torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.long)
 
 
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
 def resnet(classes: int = 1000, rows: int = 8, *, small: bool = False) -> Made:
     """ResNet-50 on images of 224 pixels a side."""
     with torch.device("meta"):
-        return Classifier(classes, small), images(rows, 32 if small else 224, classes)
+        return Classifier(classes, small), images(rows, 32 if small else 224)
 
 
 def hybrid(devices: int, classes: int, rows: int, dim: int = 0, *, small: bool = False) -> Made:

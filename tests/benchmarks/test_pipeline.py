@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import pipeline, pipeline_unequal
 from benchmarks.blocks import made
+from benchmarks.ways import differences, expected
 from tests.pool import Pool
 from whalepy.planner.schedule.actions import Action, parse
 
@@ -25,9 +26,9 @@ def test_units_are_the_whole_model() -> None:
 
 
 def _ways(schedule: str) -> list[list[str]]:
-    loss, gradients = pipeline.expected()
+    loss, gradients = expected()
     ways = pipeline.own(schedule, 3)[0], pipeline.theirs(schedule, 2)
-    return [pipeline.differences(way, loss, gradients) for way in ways]
+    return [differences(way, loss, gradients) for way in ways]
 
 
 @pytest.mark.slow

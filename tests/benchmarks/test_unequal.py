@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import unequal_devices, unequal_stages
-from benchmarks.pipeline import differences, expected
+from benchmarks.data_parallel import ddp
+from benchmarks.ways import differences, expected, gain
 from tests.pool import Pool
 
 
 def test_a_gain_is_how_many_times_as_fast() -> None:
-    found = unequal_devices.gain([3.0, 4.0, 6.0], [2.0, 2.0, 2.0])
+    found = gain([3.0, 4.0, 6.0], [2.0, 2.0, 2.0])
     assert found["gain"] == 2.0 and found["interval"] == [1.5, 3.0] and found["pairs"] == 3
 
 
 def _ways() -> list[list[str]]:
     rows = 12
-    ways = unequal_devices.own("1xcpu + 2xcpu*0.5", rows)[0], unequal_devices.ddp(rows)
+    ways = unequal_devices.own("1xcpu + 2xcpu*0.5", rows)[0], ddp(rows)
     return [differences(way, *expected(rows)) for way in ways]
 
 

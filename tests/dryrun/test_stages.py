@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import whalepy
+from tests.dryrun.studies import WIDTH, Chain, chain, ids
 from tests.dryrun.studies import Block as OneBlock
-from tests.dryrun.studies import Chain, chain, ids
 from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.chosen import Surveyed, forced, surveyed
+from whalepy.dryrun.forced import Forced
+from whalepy.dryrun.run import Request, run
 from whalepy.dryrun.staged import Staged
-from whalepy.dryrun.stages import degrees_of
+from whalepy.dryrun.stages import check_degrees
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Balance, Options
 from whalepy.errors import PlanError
@@ -76,8 +79,10 @@ def sizes_of(made: Staged) -> list[int]:
 
 def order_of(made: Staged) -> list[int]:
     """The devices of the stages in turn, one each."""
-    placed = [scope.placement for scope in made.scopes.get("", ()) if scope.kind == "cluster"]
-    return [d for own in placed[0] for d in own] if placed else [0, 1]
+    found = [scope.placement.value for scope in made.scopes.get("", ()) if scope.placement is not None]
+    lists = found[0] if found else ((0,), (1,))
+    assert isinstance(lists, tuple)
+    return [d for own in lists for d in own]
 
 
 def test_faster_devices_get_more_blocks() -> None:
@@ -100,7 +105,7 @@ def test_faster_devices_get_more_blocks() -> None:
 )
 def test_degrees_that_cannot_be_met(options: Options, devices: int, message: str) -> None:
     with pytest.raises(PlanError) as caught:
-        degrees_of(options, devices)
+        check_degrees(options, devices)
     assert caught.value.what == message
 
 
@@ -121,3 +126,66 @@ def test_stages_by_time() -> None:
     """With many rows time follows products: the head, which is no block, takes its part of them."""
     made = staged(Options(stages=2), "1xT4 + 1xT4*0.25", rows=4096)
     assert dict(zip(order_of(made), sizes_of(made), strict=True)) == {0: 7, 1: 1} and made.name == "2 stages"
+
+
+class TwoLists(nn.Module):
+    """Lists of which the second one runs first, or that take turns."""
+
+    def __init__(self, *, turns: bool) -> None:
+        super().__init__()
+        self.late = nn.ModuleList(OneBlock(hidden=WIDTH) for _ in range(6))
+        self.early = nn.ModuleList(OneBlock() for _ in range(6))
+        self.turns = turns
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = list(zip(self.early, self.late, strict=True))
+        for block in (b for pair in pairs for b in pair) if self.turns else (*self.early, *self.late):
+            x = block(x)
+        return x.pow(2).mean()
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_blocks_are_cut_in_the_order_in_which_they_run(turns: bool) -> None:
+    with torch.device("meta"):
+        model = TwoLists(turns=turns)
+    batch = (torch.empty(8, 4, WIDTH, device="meta"),)
+    cluster = ClusterSpec.load("2xT4")
+    with folded(model) as found:
+        study = Study.of(Recipe(model), batch, "adamw", found)
+        assert len(found.folds) == 2
+        paths = surveyed(study, cluster).paths
+    early, late = ([f"{name}.{k}" for k in range(6)] for name in ("early", "late"))
+    assert list(paths) == ([p for pair in zip(early, late, strict=True) for p in pair] if turns else early + late)
+
+
+def test_stages_of_a_model_that_is_studied_whole_are_cut_anew() -> None:
+    """Where it counts its blocks, none may be left out."""
+    model = chain(5)
+    with folded(model, fold=False) as found:
+        base = Study.of(Recipe(model), ids(), "adamw", found)
+    tried = Forced(base, Options(stages=2)).on(ClusterSpec.load("1xT4 + 1xV100-SXM2-16GB"), 2)
+    assert tried is not None and tried.verdict == "fits"
+
+
+def test_flags_force_the_shares_that_were_forced() -> None:
+    """Of five cards four make two copies, and one is left."""
+    made = staged(Options(stages=2, shares=(3.0, 1.0)), "5xT4")
+    assert made.flags == "--stages 2 --replicate 2 --split 1 --shares 3:1"
+    assert staged(Options(stages=2, shares="equal"), "2xT4").flags.endswith("--shares equal")
+
+
+def test_stages_are_left_out_where_zero_has_none() -> None:
+    """On so slow a link stages would be faster, but parameters in parts go without."""
+    request = Request("gpt2", "2x1xT4 @ 10Mbit/s", 4, 16, zero=3, keeps_plan=False)
+    forecast, _ = run(request, lambda _: None)
+    assert len(forecast.stages) == 1 and "zero 3" in forecast.strategy
+
+
+def test_estimates_beside_a_plan_tell_of_every_other_one() -> None:
+    """Those of the very plan are left out, those whose names begin alike are not; they say what is saved."""
+    forecast, _ = run(Request("gpt2", "2x2xT4 @ 10Mbit/s", 8, 16, zero=1, keeps_plan=False), lambda _: None)
+    names = [one.strategy.split(",")[0] for one in forecast.alternatives]
+    estimates = [one for one in forecast.alternatives if one.strategy.endswith("estimated")]
+    assert len(forecast.stages) > 1 and estimates
+    assert names.count(names[0]) == 1
+    assert all("zero 1" in one.strategy and "--zero 1" in one.flags for one in estimates)

@@ -52,3 +52,7 @@ def test_no_other_cut_is_faster(seed: int) -> None:
 def test_the_first_parts_take_less_where_it_is_all_the_same() -> None:
     """They hold more microbatches at once."""
     assert cut_blocks([Part([sums([1.0] * 5)])] * 2) == (2, 3)
+
+
+def test_blocks_that_take_no_time() -> None:
+    assert sum(cut_blocks([Part([[0.0, 0.0, 0.0]])] * 2) or ()) == 2

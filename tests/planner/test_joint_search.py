@@ -13,6 +13,7 @@ import pytest
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockWork, Lent, Way
 from whalepy.planner.search import Choice, Limits, Search, best_choices
+from whalepy.planner.stage_cost import StageCosts
 from whalepy.planner.units import units_of
 from whalepy.planner.work import Event, Holdings
 
@@ -141,3 +142,28 @@ def test_memory_decides_where_speed_does_not() -> None:
     (first, *_) = best_choices(table, ClusterSpec.load("1xV100-SXM2-32GB + 1xV100-SXM2-16GB"), Limits(stages=2))
     sizes = dict(zip((group[0].devices[0] for group in first.groups), first.sizes, strict=True))
     assert sizes[0] > sizes[1]
+
+
+def test_no_form_beats_its_bound() -> None:
+    """Where the host is what takes time, four rows take no longer than three."""
+    table = Blocks([10**5] * 20, [1024] * 20, [1024] * 20, rows=11, splits=(1,))
+    search = Search(table, ClusterSpec.load("2xV100-SXM2-16GB + 1xT4"), Limits(), 8)
+    cuts = [(lead, search._cut(search._form(lead), lead.microbatches)) for lead in search._leads()]
+    assert all(choice is None or lead.bound_s <= choice.step_s * (1 + 1e-9) for lead, choice in cuts)
+
+
+def test_a_split_is_timed_where_there_are_devices_for_it() -> None:
+    """One card alone in the first node makes no pair."""
+    table = blocks(random.Random(3))
+    pair, alone = "1x2xV100-SXM2-16GB", "1x1xV100-SXM2-16GB"
+    clusters = [ClusterSpec.load(f"{a} + {b} @ 10Gbit/s") for a, b in ((pair, alone), (alone, pair))]
+    seconds = [StageCosts(table, cluster).sums(Way(2), 8, 0).both[-1] for cluster in clusters]
+    assert seconds[0] == seconds[1]
+
+
+def test_stages_that_take_turns_are_a_multiple() -> None:
+    """Of interleaved stages each group of devices has as many, and one group has nobody to take turns with."""
+    table = Blocks([10**9] * 9, [MIB] * 9, [MIB] * 9, rows=16, splits=(1,))
+    found = best_choices(table, ClusterSpec.load("3xT4"), Limits(chunks=2))
+    assert found and {len(choice.sizes) for choice in found} <= {4, 6}
+    assert all(2 * len(choice.groups) == len(choice.sizes) for choice in found)

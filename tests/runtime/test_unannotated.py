@@ -126,3 +126,16 @@ def test_models_with_batch_statistics_keep_one_microbatch() -> None:
     batch = torch.randn(8, 8), torch.randint(4, (8,))
     plan = whalepy.plan(torch.nn.Sequential(*layers), LINK, batch, loss_fn=torch.nn.functional.cross_entropy)
     assert plan.microbatches == 1
+
+
+def test_equal_shares_of_unequal_devices_are_written_down() -> None:
+    """A step of small operators takes as long on both; default shares would follow what large ones take."""
+    plan = plan_of("1xV100-SXM2-16GB + 1xT4")
+    row_cut = plan.only.row_cuts[0]
+    assert row_cut is not None and plan.only.cuts[row_cut].weights == (1.0, 1.0)
+
+
+def test_interleaved_stages_are_looked_for() -> None:
+    plan = plan_of(LINK, schedule="interleaved:2")
+    assert len(plan.stages) == 4 and plan.schedule == "interleaved:2"
+    assert "4 stages: chosen for a model without annotations" in plan.explain()

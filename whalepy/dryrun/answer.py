@@ -17,7 +17,7 @@ from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
-from whalepy.dryrun.study import Study
+from whalepy.dryrun.study import Candidate, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec
@@ -137,10 +137,21 @@ def saved(best: Tried, study: Study) -> Plan:
     found = best.candidate
     candidate = study.candidate(found.levels, found.cluster, found.cluster.speeds(), found.microbatches)
     levels = written({"": candidate.levels}) if candidate.levels else ()
-    weights = [float(best.rows[candidate.replica_of(rank)]) for rank in candidate.plan.rank_of]
+    weights = _weights(candidate, best.rows)
     if len(best.rows) == 1 or not any(weights):
         return replace(candidate.again(candidate.cluster.speeds()), annotation=levels)
     return replace(candidate.again([weight / max(weights) for weight in weights]), annotation=levels)
+
+
+def _weights(candidate: Candidate, rows: Sequence[int]) -> list[float]:
+    """By device, weights of which the sums over a replica are as its rows, and over replicas as the speeds there."""
+    speeds, found = candidate.cluster.speeds(), [0.0] * len(candidate.cluster.devices)
+    paces: dict[tuple[int, ...], float] = {}
+    for rank, device in candidate.device_of.items():
+        paces[candidate.inside(rank)] = paces.get(candidate.inside(rank), 0.0) + speeds[device]
+    for rank, device in candidate.device_of.items():
+        found[device] = rows[candidate.replica_of(rank)] * paces[candidate.inside(rank)]
+    return found
 
 
 def forecast_of(
@@ -206,14 +217,15 @@ def _assumptions(best: Tried) -> tuple[str, ...]:
 
 
 def _idle(best: Tried, cluster: ClusterSpec) -> tuple[str, ...]:
-    """The devices that a plan for fewer rows than devices leaves out."""
+    """The devices that a plan for fewer rows than devices leaves out, or that no scope of the model's takes."""
     count = len(cluster.devices)
     if len(best.ranks) == count:
         return ()
-    used = {device.index for device in fastest_of(cluster, len(best.ranks))}
+    placed = len(best.candidate.cluster.devices) == count
+    used = set(best.candidate.device_of.values()) if placed else {d.index for d in fastest_of(cluster, len(best.ranks))}
     idle = [device for device in cluster.devices if device.index not in used]
     named = f"device {idle[0].index}" if len(idle) == 1 else f"{len(idle)} of {count} devices"
-    return (f"idle: {named} ({types_of(idle)}), for want of rows in the batch",)
+    return (f"idle: {named} ({types_of(idle)}), {'outside all scopes' if placed else 'for want of rows in the batch'}",)
 
 
 def _not_tried(left_out: Sequence[Strategy]) -> tuple[str, ...]:

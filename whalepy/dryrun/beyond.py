@@ -77,7 +77,7 @@ def _lost(best: Tried, without: Tried) -> float:
 
 def _added(best: Tried, rank: int) -> float | None:
     found, study = best.candidate, best.candidate.study
-    others = only(found.cluster, set(range(len(best.ranks))) - {found.device_of[rank]})
+    others = only(found.cluster, set(range(len(found.cluster.devices))) - {found.device_of[rank]})
     levels = None if found.levels is None else levels_of(len(others.devices), 1)
     try:
         candidate = study.candidate(levels, others, others.speeds(), found.microbatches, found.savings)

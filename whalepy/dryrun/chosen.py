@@ -10,9 +10,9 @@ from whalepy.dryrun.blocks import Blocks, module_of
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged
-from whalepy.dryrun.stages import Staging, degrees_of
+from whalepy.dryrun.stages import Staging, check_degrees
 from whalepy.dryrun.strategies import levels_of, only
-from whalepy.dryrun.study import Study
+from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.table import ModelTable
 from whalepy.dryrun.tried import TIGHT, Balance, Options
 from whalepy.errors import PlanError
@@ -44,8 +44,7 @@ def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
     """What a search needs to know of a model, which may be folded. One without lists is cut between its children."""
     known = study
     if not study.blocks.paths:
-        children = study.recipe.model.named_children()
-        blocks = Blocks(tuple(name for name, child in children if any(True for _ in child.modules())) or ("",))
+        blocks = Blocks(tuple(name for name, _ in study.recipe.model.named_children()) or ("",))
         known = replace(study, blocks=blocks, cuts={})
     table = ModelTable(known, cluster, _in_time(study, cluster))
     paths = known.blocks.whole or known.blocks.paths
@@ -82,15 +81,14 @@ def _in_time(study: Study, cluster: ClusterSpec) -> bool:
     return True
 
 
-def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options, *, least: int = 1) -> list[Choice]:
-    """The best ways to put the model on the cluster, in `least` stages or more, best first; none where nothing fits."""
+def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options) -> list[Choice]:
+    """The best ways to put the model on the cluster, best first; none where nothing fits."""
     shares = options.shares if isinstance(options.shares, tuple) else None
     savings = [(options.zero or 0, options.recompute or "none")]
     if options.saves_freely:
         savings += [(0, "selective"), (0, "full")]
     limits = Limits(
         stages=options.stages,
-        least_stages=least,
         chunks=parse_kind(options.schedule or DEFAULT).chunks or 1,
         replicate=options.replicate,
         split=options.split,
@@ -124,7 +122,7 @@ def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged
             f"--stages {count}, but {type(model).__name__} has {len(found.paths)} blocks to cut between: {paths}",
             fix=f"choose at most {len(found.paths)} stages, or annotate the model with whalepy.stage()",
         )
-    degrees_of(options, len(cluster.devices))
+    check_degrees(options, len(cluster.devices))
     choices = choices_of(found, cluster, options)
     if not choices:
         raise PlanError(
@@ -132,7 +130,7 @@ def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged
             fix="leave out --microbatches, --replicate, --split or --shares",
         )
     choice = _balanced(found, choices[0], cluster, options.balance)
-    made = staging_of(found, choice, len(cluster.devices))
+    made = staging_of(found, choice, len(cluster.devices), options)
     if options.balance != "exact":
         name, flags = f"{made.name} by {_BALANCES[options.balance]}", f"{made.flags} --balance {options.balance}"
         made = replace(made, name=name, flags=flags)
@@ -167,18 +165,18 @@ def _recompute(text: str) -> Recompute | None:
     return None if text == "none" else text  # type: ignore[return-value]
 
 
-def estimates_of(choices: Sequence[Choice], cluster: ClusterSpec) -> tuple[Alternative, ...]:
+def estimates_of(choices: Sequence[Choice], cluster: ClusterSpec, options: Options) -> tuple[Alternative, ...]:
     """What the search expects of each."""
-    return tuple(_estimate(choice, cluster) for choice in choices)
+    return tuple(_estimate(choice, cluster, options) for choice in choices)
 
 
-def _estimate(choice: Choice, cluster: ClusterSpec) -> Alternative:
+def _estimate(choice: Choice, cluster: ClusterSpec, options: Options) -> Alternative:
     capacity = cluster.devices[choice.tightest].memory_bytes
-    saved = () if choice.way.recompute == "none" else (f"recompute {choice.way.recompute}",)
+    savings = Savings(choice.zero, _recompute(choice.way.recompute) or "none")
     count = f"{choice.microbatches} microbatch{'es' if choice.microbatches > 1 else ''}"
     idle = len(cluster.devices) - choice.devices
-    parts = [name_of(choice), *saved, count, *([f"{idle} idle"] if idle else []), "estimated"]
-    flags = [flags_of(choice), f"--microbatches {choice.microbatches}", *(f"--{words}" for words in saved)]
+    parts = [name_of(choice), *savings.words, count, *([f"{idle} idle"] if idle else []), "estimated"]
+    flags = [flags_of(choice, options), f"--microbatches {choice.microbatches}", *savings.flags]
     return Alternative(
         strategy=", ".join(parts),
         step_time_s=choice.step_s,
@@ -188,7 +186,7 @@ def _estimate(choice: Choice, cluster: ClusterSpec) -> Alternative:
         memory_capacity_bytes=capacity,
         missing_bytes={},
         flags=" ".join(flags),
-        not_runnable=saved,
+        not_runnable=savings.words,
     )
 
 
@@ -196,15 +194,15 @@ def with_estimates(forecast: Forecast, estimates: Sequence[Alternative]) -> Fore
     """The same with what was estimated and not played, for other numbers of stages than those that were."""
     first, *played = forecast.alternatives
     staged = len(forecast.stages) > 1
-    more = [one for one in estimates if not one.strategy.startswith(first.strategy.split(",")[0])]
+    more = [one for one in estimates if one.strategy.split(",")[0] != first.strategy.split(",")[0]]
     more = [one for one in more if staged or "stages" in one.strategy]
     others = sorted([*played, *more], key=lambda one: (one.verdict == "no", one.step_time_s))
     return replace(forecast, alternatives=(first, *others))
 
 
-def staging_of(found: Surveyed, choice: Choice, devices: int) -> Staging:
+def staging_of(found: Surveyed, choice: Choice, devices: int, options: Options) -> Staging:
     """The annotations that put a model in these stages on these devices."""
-    return Staging(scopes_for(found, choice, devices), name_of(choice), flags_of(choice))
+    return Staging(scopes_for(found, choice, devices), name_of(choice), flags_of(choice, options))
 
 
 def scopes_for(found: Surveyed, choice: Choice, devices: int) -> dict[str, Sequence[Primitive]]:
@@ -235,6 +233,10 @@ def name_of(choice: Choice) -> str:
     return " > ".join([*outer, *middle, *inner]) or "one device"
 
 
-def flags_of(choice: Choice) -> str:
-    """The options that force it."""
-    return f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.way.split}"
+def flags_of(choice: Choice, options: Options) -> str:
+    """The options that force it, with the shares that were forced."""
+    flags = f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.way.split}"
+    if options.shares is None:
+        return flags
+    weights = options.shares if options.shares == "equal" else ":".join(f"{weight:g}" for weight in options.shares)
+    return f"{flags} --shares {weights}"

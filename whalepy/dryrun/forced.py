@@ -34,7 +34,7 @@ class Forced:
         if count < 2:
             return None
         shares = asked.shares if asked.shares == "equal" else None
-        with folded(model, scopes={}):
+        with folded(model, fold=bool(self.base.blocks.folds), scopes={}):
             staged, options = forced(self.base, cluster, replace(asked, stages=count, replicate=None, shares=shares))
         with folded(model, least=LEAST_IN_STAGES, scopes=staged.scopes) as kept:
             paths = {first: path for path, (first, *_) in zip(kept.paths, kept.stand_for, strict=True)}

@@ -14,7 +14,7 @@ from whalepy.planner.loading import check_devices
 from whalepy.planner.plan import Plan
 from whalepy.primitives import scopes_on
 from whalepy.runtime.extents import Grid
-from whalepy.runtime.planning import Choices, planned
+from whalepy.runtime.planning import Choices, planned, speeds_of
 
 
 def costed(plan: Plan, file: str, study: Study, cluster: ClusterSpec, options: Options) -> Tried:
@@ -26,7 +26,8 @@ def costed(plan: Plan, file: str, study: Study, cluster: ClusterSpec, options: O
     levels = None if scopes_on(study.recipe.model) else levels_of_plan(plan)
     if study.identity(levels) != plan.fingerprint:
         raise PlanError(ANOTHER, fix=AGAIN)
-    candidate = study.candidate(levels, cluster, plan.speeds, plan.microbatches, options.savings, plan.orders)
+    speeds = speeds_of(plan, len(cluster.devices))
+    candidate = study.candidate(levels, cluster, speeds, plan.microbatches, options.savings, plan.orders)
     made = candidate.plan
     if (made.mesh, made.row_cuts, made.cuts) != (plan.mesh, plan.row_cuts, plan.cuts):  # scopes of another kind
         raise PlanError(ANOTHER, fix=AGAIN)

@@ -217,16 +217,18 @@ def _instead(
     study: Study, cluster: ClusterSpec, options: Options, progress: Callable[[str], None]
 ) -> tuple[_Found | None, tuple[Alternative, ...]]:
     """The best stages, where they beat one stage on all that is used, and what the search expects of the best ways."""
+    if options.zero is not None and options.zero > 1:  # not there yet with stages
+        return None, ()
     progress("looking for the best stages")
     found = surveyed(study, cluster)
     choices = choices_of(found, cluster, options)
-    estimates = estimates_of(choices, cluster)
+    estimates = estimates_of(choices, cluster, options)
     if not choices or len(choices[0].sizes) == 1:
         return None, estimates
     one = next((choice.step_s for choice in choices if len(choice.sizes) == 1), math.inf)
     if choices[0].step_s > one * _WORTH_IT:
         return None, estimates
-    staging = staging_of(found, choices[0], len(cluster.devices))
+    staging = staging_of(found, choices[0], len(cluster.devices), options)
     return (Staged.made(staging), as_chosen(options, choices[0])), estimates
 
 

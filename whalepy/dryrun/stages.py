@@ -40,21 +40,10 @@ class Staging:
         return "\n".join([*lines, "})"])
 
 
-@dataclass(frozen=True)
-class Degrees:
-    """How the devices are shared out."""
+def check_degrees(options: Options, devices: int) -> None:
+    """PlanError: the devices are too few for the degrees around and inside the stages, or shares are not one each.
 
-    replicate: int
-    split: int
-    chunks: int
-    """Stages per group of devices."""
-
-
-def degrees_of(options: Options, devices: int) -> Degrees:
-    """The degrees around and inside the stages; what is forced stays.
-
-    Without a forced degree of replicate it is what the devices allow: 1 where they leave a remainder. Raises PlanError
-    where the devices are too few.
+    Without a forced degree of replicate it is the most that the devices allow.
     """
     count = options.stages or 1
     kind = parse_kind(options.schedule or DEFAULT)
@@ -65,9 +54,8 @@ def degrees_of(options: Options, devices: int) -> Degrees:
             fix=f"choose --stages {max(count // chunks, 1) * chunks}",
         )
     inner = count // chunks * (options.split or 1)
-    copies = options.replicate or (devices // inner if devices % inner == 0 else 1)
-    needed = inner * copies
-    if needed > devices:
+    copies = options.replicate or max(devices // inner, 1)
+    if inner * copies > devices:
         asked = " x ".join(str(d) for d in (count // chunks, options.replicate, options.split) if d)
         raise PlanError(
             f"stages and degrees {asked} cannot be met on {devices} devices",
@@ -77,4 +65,3 @@ def degrees_of(options: Options, devices: int) -> Degrees:
         raise PlanError(
             f"{len(options.shares or ())} shares for {copies} replicas", fix="give one weight per replica, such as 3:1"
         )
-    return Degrees(copies, options.split or 1, chunks)

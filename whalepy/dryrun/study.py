@@ -21,7 +21,7 @@ from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.decide import Decisions, Orders
 from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.shares import round_shares
-from whalepy.planner.timeline import Played, play
+from whalepy.planner.timeline import Played, RankTrack, play
 from whalepy.planner.unfold import Sharding, whole_step
 from whalepy.planner.work import Recorded, Rehearsal
 from whalepy.primitives import Primitive
@@ -31,7 +31,7 @@ from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
 from whalepy.runtime.arguments import Arguments, as_arguments, leaf_shapes
 from whalepy.runtime.build import Analysed, Recipe, analysed, identity
-from whalepy.runtime.planning import Choices, planned, program_for
+from whalepy.runtime.planning import Choices, planned, program_for, speeds_of
 from whalepy.runtime.steps import batch_symbols
 
 _Cut = TypeVar("_Cut", StagePlan, Decisions)
@@ -283,9 +283,8 @@ class Candidate:
         study = self.study.with_length(now, length)
         if study is None:
             return None
-        return study.candidate(
-            self.levels, self.cluster, self.plan.speeds, self.microbatches, self.savings, self.plan.orders
-        )
+        speeds = speeds_of(self.plan, len(self.cluster.devices))
+        return study.candidate(self.levels, self.cluster, speeds, self.microbatches, self.savings, self.plan.orders)
 
     def again(self, speeds: Sequence[float]) -> Plan:
         """The same plan with default shares that follow these weights, by device."""
@@ -401,10 +400,19 @@ class Candidate:
 
     @cached_property
     def _likes(self) -> dict[int, tuple[int, ...]]:
-        inside = [level for level, cut in enumerate(self.plan.row_cuts) if cut is None]
+        levels = self._inside
         return {
-            rank: tuple(self._first_like[level][at[level]] for level in inside) for rank, at in self.coordinates.items()
+            rank: tuple(self._first_like[level][at[level]] for level in levels) for rank, at in self.coordinates.items()
         }
+
+    def inside(self, rank: int) -> tuple[int, ...]:
+        """The coordinates of a rank inside its replica."""
+        return tuple(self.coordinates[rank][level] for level in self._inside)
+
+    @cached_property
+    def _inside(self) -> tuple[int, ...]:
+        """The levels that cut no rows."""
+        return tuple(level for level, cut in enumerate(self.plan.row_cuts) if cut is None)
 
     @cached_property
     def _first_like(self) -> dict[int, list[int]]:
@@ -437,7 +445,7 @@ class Candidate:
     @cached_property
     def device_of(self) -> Mapping[int, int]:
         """Rank -> index of its device."""
-        return {rank: place for place, rank in enumerate(self.plan.rank_of)}
+        return dict(zip(self.plan.rank_of, self.plan.only.devices, strict=True))
 
     def curves(self, replica: int, at: Sequence[int]) -> tuple[Curve, Curve]:
         """By rows: seconds of compute of the slowest rank of a replica, and the largest part of a memory in use."""
@@ -459,7 +467,9 @@ class Candidate:
         cuts = sorted({number % self.microbatches for number in rows})
         works = {rank: self.work(rank, rows[self.replica_of(rank)], cuts) for rank in self.plan.rank_of}
         costs = {rank: self.cost(rank) for rank in self.plan.rank_of}
-        return play(self.plan.mesh, self.plan.rank_of, works, costs, Network(self.cluster, self.device_of))
+        played = play(self.plan.mesh, self.plan.rank_of, works, costs, Network(self.cluster, self.device_of))
+        tracks = dict(zip(self.plan.ranks, played.tracks, strict=True))
+        return replace(played, tracks=tuple(tracks.get(rank, RankTrack()) for rank in range(self.plan.devices)))
 
 
 def _with_equal_rows(main: Analysed, plan: Plan) -> tuple[Analysed, Plan]:

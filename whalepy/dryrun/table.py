@@ -17,7 +17,7 @@ from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockWork, Lent, Way
 from whalepy.planner.units import kind_of
-from whalepy.planner.work import Event, Holdings, Recorded
+from whalepy.planner.work import KEPT, Event, Holdings, Recorded
 from whalepy.program.analysis import Program
 from whalepy.program.taskgraphs import turns
 
@@ -60,8 +60,31 @@ class ModelTable:
         found: dict[int, list[int]] = defaultdict(list)
         for place, number in enumerate(self.study.blocks.stand_ins):
             found[number].append(place)
-        places = [place for number in self.ran for place in found[number]]
-        return tuple(sorted(places) if self.study.blocks.folds else places)
+        keys: dict[int, tuple[int, int, int]] = {}
+        for k, number in enumerate(self.ran):
+            for turn, place in enumerate(found[number]):
+                keys[place] = self._starts[number], self._repeat_of.get(number, 0) + turn, k
+        return tuple(sorted(keys, key=keys.__getitem__))
+
+    @cached_property
+    def _repeat_of(self) -> Mapping[int, int]:
+        """For each block of a fold that was run, the repeat of the whole model that it is, or the first."""
+        firsts = ((fold, (0, 1, fold.repeats - 1)) for fold in self.study.blocks.folds)
+        return {block: first for fold, own in firsts for k, first in enumerate(own) for block in fold.blocks(k)}
+
+    @cached_property
+    def _starts(self) -> Mapping[int, int]:
+        """Where in `ran` each block begins; those of a fold, and of folds that take turns with it, begin together."""
+        fold_of = {b: fold.first for fold in self.study.blocks.folds for r in range(KEPT) for b in fold.blocks(r)}
+        last = {fold_of.get(number, -1): k for k, number in enumerate(self.ran)}
+        found: dict[int, int] = {}
+        begins, ends = 0, -1
+        for k, number in enumerate(self.ran):
+            if k > ends:
+                begins = k
+            ends = max(ends, last[fold_of[number]] if number in fold_of else k)
+            found[number] = begins
+        return found
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -62,25 +62,33 @@ def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | Non
     found = surveyed(study, cluster)
     count = len(cluster.devices)
     free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
-    plain = choices_of(found, cluster, replace(free, stages=1, split=1, replicate=count))
+    plain = choices_of(found, cluster, replace(free, stages=1, split=1, replicate=count, schedule=None))
     side_by_side = plain[0] if plain and plain[0].filled <= 1 else None
     best = choices_of(found, cluster, free)
     if side_by_side is not None and (not best or best[0].step_s > _WORTH_IT * side_by_side.step_s):
-        return _made(found, side_by_side, count, "with the rows that each device has time for")
+        return _made(found, side_by_side, cluster, "with the rows that each device has time for")
     if not best:
         return None
-    return _made(found, best[0], count, _why(side_by_side, best[0], fewer=study.rows < count))
+    return _made(found, best[0], cluster, _why(side_by_side, best[0], fewer=study.rows < count))
 
 
-def _made(found: Surveyed, choice: Choice, count: int, why: str) -> Chosen | None:
+def _made(found: Surveyed, choice: Choice, cluster: ClusterSpec, why: str) -> Chosen | None:
     """None where it is what an empty annotation does."""
-    if choice.copies == count and len(set(choice.shares)) == 1 and choice.microbatches == 1:
+    count, speeds = len(cluster.devices), cluster.speeds()
+    own = [sum(speeds[d] for d in unit.devices) for unit in choice.groups[0]]
+    whole = len(choice.sizes) == 1 and choice.copies == count
+    if whole and choice.microbatches == 1 and _are_default(choice.shares, own):
         return None
     idle = sorted(set(range(count)) - {d for group in choice.groups for unit in group for d in unit.devices})
     named = f"device{'s' if len(idle) > 1 else ''} {', '.join(map(str, idle))}"
     left = f"; without {named}, which would not help the others" if idle else ""
     note = f"{name_of(choice)}: chosen for a model without annotations, {why}{left}"
     return Chosen(written(scopes_for(found, choice, count)), choice.microbatches, note)
+
+
+def _are_default(shares: Sequence[float], speeds: Sequence[float]) -> bool:
+    """Whether devices get rows by their speeds, as they do where nothing is said."""
+    return [share * max(speeds) for share in shares] == [speed * max(shares) for speed in speeds]
 
 
 def _why(plain: Choice | None, best: Choice, *, fewer: bool) -> str:

@@ -35,7 +35,7 @@ def cut_blocks(parts: Sequence[Part]) -> tuple[int, ...] | None:
             low = middle
         else:
             best, slowest = found, _slowest(parts, found)
-    while (found := _filled(parts, slowest * (1 - 1e-9))) is not None:
+    while slowest > 0 and (found := _filled(parts, slowest * (1 - 1e-9))) is not None:
         best, slowest = found, _slowest(parts, found)
     return best
 

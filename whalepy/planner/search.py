@@ -31,7 +31,6 @@ class Limits:
     """What a search may choose from; None: anything."""
 
     stages: int | None = None
-    least_stages: int = 1
     chunks: int = 1
     """Stages on each group of devices."""
     replicate: int | None = None
@@ -188,8 +187,10 @@ class Search:
     def _degrees(self, units: int) -> Iterator[tuple[int, int]]:
         """Stages and copies of them that so many units can be used by."""
         limits, blocks = self.limits, len(self.table.order)
-        for stages in (limits.stages,) if limits.stages else range(limits.least_stages, min(units, blocks) + 1):
-            groups = stages // limits.chunks
+        for stages in (limits.stages,) if limits.stages else range(1, min(units * limits.chunks, blocks) + 1):
+            groups, left = divmod(stages, limits.chunks)
+            if left or (groups == 1 < stages and limits.stages is None):  # in turns on one unit there is no gain
+                continue
             most = min(units // groups, self.table.rows)
             wasted = units - most * groups
             if most < 1 or stages > blocks or (limits.replicate or most) > most:
@@ -210,7 +211,8 @@ class Search:
     def _bound(self, way: Way, chosen: Sequence[int], stages: int, copies: int, microbatches: int) -> float:
         """Seconds that no cut beats: every unit busy all the time, and one microbatch through the fastest of them."""
         rows = max(self.table.rows // copies // microbatches, 1)
-        most = math.ceil(self.table.rows / microbatches) if len(chosen) > 1 else rows
+        even = len(chosen) == 1 and self.limits.shares is None
+        most = math.ceil(math.ceil(self.table.rows / (copies if even else 1)) / microbatches)
         units = self._units[way.split]
         way = _adding(way, microbatches)
         whole = {kind: float(self.costs.sums(way, most, kind).both[-1]) / most for kind in chosen}

@@ -13,7 +13,7 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockTable, BlockWork, Way
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.unfold import Sharding
-from whalepy.planner.units import Kind, Unit, kind_of, kinds_of
+from whalepy.planner.units import Kind, Unit, kind_of, kinds_of, units_of
 from whalepy.planner.work import Event
 
 Places = NDArray[np.float64]
@@ -86,10 +86,8 @@ class StageCosts:
 
     def _seconds(self, way: Way, kind: int) -> Callable[[Event], float]:
         """Seconds of an event on one rank of a unit of one kind."""
-        cost, network = self.costs[kind], self.network
-        home = self.cluster.nodes[cost.device.node]
-        alike = [device.index for device in home.devices if kind_of(device) == self.kinds[kind]]
-        route = network.route(alike[: way.split]) if way.split > 1 else None
+        cost, units = self.costs[kind], units_of(self.cluster, way.split)[kind]
+        route = self.network.route(units[0].devices) if way.split > 1 and units else None
 
         def seconds(event: Event) -> float:
             if not event.collective:

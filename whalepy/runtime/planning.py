@@ -282,7 +282,7 @@ def planned(
         )
     schedule = choices.schedule or (DEFAULT if given is None else given.schedule)
     if speeds is None:
-        speeds = spec.speeds() if given is None else _speeds_of(given, len(placed))
+        speeds = spec.speeds() if given is None else speeds_of(given, len(placed))
     places = [PlaceOf(device.type, device.node) for device in spec.devices]
     arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1, idle=choices.idle, loads=loads)
     by_stage = [[speeds[d] for d in devices] for devices in arrangement.devices]
@@ -328,7 +328,7 @@ def _waits(plan: Plan) -> Iterator[str]:
         yield f"rank {rank} is idle: the scopes cannot use all {plan.devices} devices"
 
 
-def _speeds_of(plan: Plan, devices: int) -> tuple[float, ...]:
+def speeds_of(plan: Plan, devices: int) -> tuple[float, ...]:
     """The speeds of a saved plan by device."""
     found = [1.0] * devices
     for stage in plan.stages:

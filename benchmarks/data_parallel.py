@@ -1,0 +1,106 @@
+"""Data parallelism on equal ranks against DistributedDataParallel and FSDP2, on gloo ranks of this machine.
+
+    python -m benchmarks.data_parallel [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
+
+Two ranks, each on one core with one thread; 16 x 128 ids for the model of benchmarks/blocks.py (4 blocks of width 256,
+vocabulary 4096). A step is forward, backward, AdamW and forgetting the gradients. Three ways, in turns, in the same
+processes:
+- own: whalepy with one replicate level;
+- ddp: torch's DistributedDataParallel, as it comes;
+- fsdp: torch's fully_shard over each block, then over the rest.
+
+Before anything is timed, loss (where a rank knows that of the whole batch) and all gradients are compared with the
+local model. Ratios are seconds of own over the other's, of one round. Bytes are those that both ranks send in a step,
+all collectives counted as they pass torch's dispatcher, with the agreement on sizes (benchmarks/traffic.py says how).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import whalepy
+from benchmarks.blocks import ROWS, loss_of, made
+from benchmarks.pairs import machine
+from benchmarks.traffic import bytes_moved
+from benchmarks.ways import (
+    Limits,
+    Way,
+    adamw,
+    against,
+    expected,
+    limits_of,
+    on_ranks,
+    own_core,
+    parser_of,
+    report,
+    shown_against,
+    timed_ways,
+)
+
+RANKS = 2
+
+
+def own() -> Way:
+    """This compiler's replicas."""
+    model, batch = made()
+    whalepy.annotate(model, {"": whalepy.replicate()})
+    parallel = whalepy.compile(model, f"{RANKS}xcpu", batch, loss_fn=loss_of)
+    mine = parallel.local_batch(batch)
+    return Way(lambda: parallel.train_step(*mine), {"": parallel}, adamw(parallel.parameters()))
+
+
+def ddp(rows: int = ROWS) -> Way:
+    """torch's data parallelism; gradients and loss are means over ranks, which have equally many rows."""
+    model, (ids, targets) = made(rows)
+    parallel, each = DistributedDataParallel(model), rows_of_rank(rows)
+
+    def step() -> None:
+        loss_of(parallel(ids[each]), targets[each]).backward()
+
+    return Way(step, {"": model})
+
+
+def fsdp(rows: int = ROWS) -> Way:
+    """The same with every parameter in parts over the ranks."""
+    model, (ids, targets) = made(rows)
+    mesh, each = init_device_mesh("cpu", (dist.get_world_size(),)), rows_of_rank(rows)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh)
+
+    def step() -> None:
+        loss_of(model(ids[each]), targets[each]).backward()
+
+    return Way(step, {"": model})
+
+
+def rows_of_rank(rows: int) -> slice:
+    """Equally many rows for each rank."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return slice(rank * rows // world, (rank + 1) * rows // world)
+
+
+def on_rank(limits: Limits) -> dict[str, Any]:
+    """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
+    own_core()
+    ways = {"own": own(), "ddp": ddp(), "fsdp": fsdp()}
+    for way in (ways["ddp"], ways["fsdp"]):
+        way.optimizer = adamw(way.modules[""].parameters())
+    found = timed_ways(ways, expected(), limits)
+    return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
+
+
+def main() -> None:
+    options = parser_of(__doc__).parse_args()
+    before = machine()
+    row = on_ranks(RANKS, on_rank, limits_of(options))
+    print(shown_against(row))
+    report(options.results, "data_parallel", before, row)
+
+
+if __name__ == "__main__":
+    main()
