@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from whalepy.runtime.groups import Group
 from whalepy.runtime.kernels import Summing, convert, start_sum
 from whalepy.runtime.storage import Stored
+from whalepy.runtime.switches import is_off
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are reduced over the same levels share buffers of this size (DistributedDataParallel's default)."""
@@ -53,6 +54,7 @@ class Reduction:
         busy: Collection[Group] = (),
     ) -> None:
         self.leaves, self.parameters = leaves, parameters
+        early = early and not is_off("early-reduction")
         learning = [entry for entry in stored if entry.name in leaves and leaves[entry.name].requires_grad]
         plain = [entry for entry in learning if entry.summed_over is not None]
         self.others = [entry for entry in learning if entry.summed_over is None]
