@@ -113,8 +113,13 @@ def test_how_a_plan_is_started() -> None:
     assert wording.launch(forecasts.sixty_four()) == "torchrun --nnodes 8 --nproc-per-node 8 train.py"
     assert wording.launch(forecasts.four_cards()) is None  # zero 3 does not run yet
     assert wording.launch(forecasts.nothing_fits()) is None
-    assert wording.launch(replace(plan, devices=plan.devices[:1])) == "python train.py"
-    uneven = replace(plan, devices=(*plan.devices[:3], replace(plan.devices[3], node=1)))
+    idle = replace(plan, devices=plan.devices[:1])
+    assert wording.launch(idle) == "torchrun --nproc-per-node 4 train.py"  # a rank on every device of the cluster
+    one = replace(plan.subject, devices=((1, *plan.subject.devices[0][1:]),))
+    assert wording.launch(replace(idle, subject=one)) == "python train.py"
+    two = replace(plan.subject, nodes=2)
+    uneven = replace(plan, subject=two, devices=(*plan.devices[:3], replace(plan.devices[3], node=1)))
+    assert wording.launch(replace(uneven, devices=uneven.devices[1:])) == wording.launch(uneven)
     assert wording.launch(uneven) == "torchrun --nnodes 2 --nproc-per-node DEVICES_OF_THIS_NODE train.py"
 
 

@@ -214,15 +214,19 @@ def room(forecast: Forecast) -> list[str]:
 
 
 def launch(forecast: Forecast) -> str | None:
-    """The command that starts the plan's processes; None where it does not fit, or the runtime cannot run it yet."""
+    """The command that starts the plan's processes, one per device of the cluster, idle ones too.
+
+    None where it does not fit, or the runtime cannot run it yet.
+    """
     if forecast.not_runnable or not forecast.fits:
         return None
-    nodes = Counter(each.node for each in forecast.devices)
-    if len(forecast.devices) == 1:
+    nodes, everything = forecast.subject.nodes, sum(count for count, _, _ in forecast.subject.devices)
+    if everything == 1:
         return "python train.py"
-    each = set(nodes.values())
-    processes = str(each.pop()) if len(each) == 1 else "DEVICES_OF_THIS_NODE"
-    where = f"--nnodes {len(nodes)} " if len(nodes) > 1 else ""
+    known = Counter(each.node for each in forecast.devices)
+    alike = len(set(known.values())) == 1 and known.total() == everything
+    processes = str(everything // nodes) if nodes == 1 or alike else "DEVICES_OF_THIS_NODE"
+    where = f"--nnodes {nodes} " if nodes > 1 else ""
     return f"torchrun {where}--nproc-per-node {processes} train.py"
 
 
