@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -57,4 +58,7 @@ def letters_of(row: Callable[[], tuple[Any, ...]]) -> str | None:
 
 
 def name_of(value: object) -> str:
-    return "" if not callable(value) else str(value()[0]).replace("aten.", "")
+    if not callable(value):
+        return ""
+    operator = value()[0]
+    return str(getattr(operator, "__name__", "") if inspect.isfunction(operator) else operator).replace("aten.", "")
