@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +14,8 @@ from torch import Tensor, nn
 import whalepy
 from tests.dryrun.studies import WIDTH, Chain, chain, ids
 from tests.dryrun.studies import Block as OneBlock
+from tests.runtime.test_unannotated import LINK
+from whalepy.dryrun import run as answering
 from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.chosen import Surveyed, forced, surveyed
 from whalepy.dryrun.forced import Forced
@@ -189,3 +196,23 @@ def test_estimates_beside_a_plan_tell_of_every_other_one() -> None:
     assert len(forecast.stages) > 1 and estimates
     assert names.count(names[0]) == 1
     assert all("zero 1" in one.strategy and "--zero 1" in one.flags for one in estimates)
+
+
+def test_stages_that_turn_out_not_to_fit_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search estimates; what it finds is then rehearsed."""
+    (tmp_path / "train.py").write_text(
+        "from tests.dryrun.studies import chain, ids\n\n\ndef make():\n    return chain(8), ids(16)\n"
+    )
+    (tmp_path / "slow.json").write_text(json.dumps(LINK))
+    request = Request(f"{tmp_path}/train.py:make", str(tmp_path / "slow.json"), keeps_plan=False)
+    chosen, _ = run(request, lambda _: None)
+    assert len(chosen.stages) == 2 and chosen.fits
+    answer = answering.answer_in_stages
+
+    def without_room(*args: Any) -> Any:
+        forecast, best = answer(*args)
+        return replace(forecast, verdict="no"), best
+
+    monkeypatch.setattr(answering, "answer_in_stages", without_room)
+    other, _ = run(request, lambda _: None)
+    assert len(other.stages) <= 1 and other.fits

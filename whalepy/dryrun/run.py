@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from whalepy.planner.annotation import scopes_of
 from whalepy.planner.forecast import Alternative, Forecast
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
-from whalepy.primitives import Primitive, annotate, scopes_on
+from whalepy.primitives import Primitive, annotate, annotated, scopes_on
 from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.build import Recipe
 
@@ -83,18 +83,46 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Pl
     recipe = Recipe(model)
     if given is not None and len(given.stages) > 1 and not scopes_on(model):
         annotate(model, scopes_of(given.annotation))
-    options = options_of(request)
-    forecast, best, whole = _answered(target, recipe, example, cluster, options, request, sizes, progress, given)
-    chosen = None
-    if given is not None:
-        chosen = kept(given, best)
-    elif request.keeps_plan:
-        if whole is None:
-            progress("capturing the whole model")
-            whole = _study(recipe, example, request, NO_BLOCKS)
-        chosen = saved_in_stages(best, whole) if isinstance(best, PipelineTried) else saved(best, whole)
-    progress("")
-    return forecast, chosen
+    with ExitStack() as put:
+        bare = not _stages_on(model)
+        asked = _Asked(target, recipe, example, cluster, options_of(request), request, sizes, progress, given, bare)
+        forecast, best, whole = _answered(asked, put)
+        if len(forecast.stages) > 1 and not forecast.fits and asked.may_choose:
+            put.close()
+            forecast, best, whole = _answered(replace(asked, request=replace(request, stages=1)), put)
+        chosen = None
+        if given is not None:
+            chosen = kept(given, best)
+        elif request.keeps_plan:
+            if whole is None:
+                progress("capturing the whole model")
+                whole = _study(recipe, example, request, NO_BLOCKS)
+            chosen = saved_in_stages(best, whole) if isinstance(best, PipelineTried) else saved(best, whole)
+        progress("")
+        return forecast, chosen
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a dry run is made of."""
+
+    target: Target
+    recipe: Recipe
+    example: Any
+    cluster: ClusterSpec
+    options: Options
+    request: Request
+    sizes: Sizes
+    progress: Callable[[str], None]
+    given: Plan | None
+    """A saved plan."""
+    bare: bool
+    """Whether the user put no stages on the modules."""
+
+    @property
+    def may_choose(self) -> bool:
+        """Whether stages may be chosen, or not."""
+        return self.bare and self.given is None and self.request.stages is None
 
 
 def options_of(request: Request) -> Options:
@@ -115,18 +143,13 @@ def options_of(request: Request) -> Options:
     )
 
 
-def _answered(
-    target: Target,
-    recipe: Recipe,
-    example: Any,
-    cluster: ClusterSpec,
-    options: Options,
-    request: Request,
-    sizes: Sizes,
-    progress: Callable[[str], None],
-    given: Plan | None,
-) -> tuple[Forecast, Tried, Study | None]:
-    """The forecast, the plan behind it, and the study of the model if that is of the whole model."""
+def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | None]:
+    """The forecast, the plan behind it, and the study of the model if that is of the whole model.
+
+    `put`: takes away the stages again that it puts on the model.
+    """
+    target, recipe, example, cluster = asked.target, asked.recipe, asked.example, asked.cluster
+    options, request, sizes, progress, given = asked.options, asked.request, asked.sizes, asked.progress, asked.given
 
     def of(study: Study) -> tuple[Forecast, Tried]:
         subject = subject_of(target.name, sizes, study, cluster, options, target.tokens)
@@ -139,8 +162,9 @@ def _answered(
     estimates: tuple[Alternative, ...] = ()
     again: Forced | None = None
     if options.stages is not None:
-        staged, options, again = _put_in_stages(recipe, example, cluster, options, request, progress)
-    elif given is None and not _stages_on(model):
+        staged, options, again = _forced_stages(recipe, example, cluster, options, request, progress)
+        put.enter_context(annotated(model, staged.scopes))
+    elif given is None and asked.bare:
         with _unstaged(recipe, example, request) as study:
             if not stages_in(study.program):
                 _check_no_schedule(options)
@@ -152,7 +176,7 @@ def _answered(
                     return with_estimates(forecast, estimates), best, None if study.blocks.folds else study
                 staged, again = _with_base(study, found, options, cluster, progress)
                 options = found[1]
-        annotate(model, staged.scopes)
+        put.enter_context(annotated(model, staged.scopes))
 
     def in_stages(study: Study) -> tuple[Forecast, Tried]:
         if staged.given is None and not staged.flags:
@@ -236,7 +260,7 @@ _WORTH_IT = 0.97
 """Stages are taken for what they are expected to gain by more than this: one stage is simpler, and known better."""
 
 
-def _put_in_stages(
+def _forced_stages(
     recipe: Recipe,
     example: Any,
     cluster: ClusterSpec,
@@ -244,7 +268,7 @@ def _put_in_stages(
     request: Request,
     progress: Callable[[str], None],
 ) -> tuple[Staged, Options, Forced | None]:
-    """The stages that are forced, put on the model. Raises PlanError for a model that has annotations of its own."""
+    """The stages that are forced. Raises PlanError for a model that has annotations of its own."""
     with _unstaged(recipe, example, request) as study:
         if not _is_bare(study):
             raise PlanError(
@@ -254,8 +278,7 @@ def _put_in_stages(
         progress(f"looking for the best {options.stages} stages")
         found = forced(study, cluster, options)
         staged, again = _with_base(study, found, options, cluster, progress)
-    annotate(recipe.model, staged.scopes)
-    return staged, found[1], again
+        return staged, found[1], again
 
 
 def _with_base(
