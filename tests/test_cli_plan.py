@@ -100,6 +100,7 @@ class Done:
 def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Runs the command in this process, in the folder of the factories."""
     monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "100")
 
     def of(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["whalepy", "plan", *arguments])

@@ -88,7 +88,8 @@ def test_a_name_longer_than_a_line() -> None:
 
 def test_a_device_alone_is_compared_with_nothing() -> None:
     known = forecasts.runnable()
-    alone = replace(known, devices=known.devices[:1], bottleneck=0, tightest=0)
+    subject = replace(known.subject, devices=((1, *known.subject.devices[0][1:]),))
+    alone = replace(known, subject=subject, devices=known.devices[:1], bottleneck=0, tightest=0)
     shown = text(alone)
     assert "equal shares (" not in shown
     assert "<-" not in shown

@@ -186,13 +186,13 @@ def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | N
         forecast, best = answer_in_stages(study, cluster, options, subject, progress, staged)
         return with_estimates(forecast, estimates), best
 
-    put = _stages_on(model)
-    if put and given is None:
+    standing = _stages_on(model)
+    if standing and given is None:
         with folded(model, least=LEAST_IN_STAGES) as blocks:
             study = None if again is None else grown(again.base, blocks, scopes_on(model))
             if study is None and blocks.folds:
                 study = _folded_study(recipe, example, request, blocks)
-            found = in_stages(study) if study is not None and put.issuperset(stages_in(study.program)) else None
+            found = in_stages(study) if study is not None and standing.issuperset(stages_in(study.program)) else None
         if found is not None:
             return (*(found if again is None else _with_adds(*found, again, progress)), None)
     with folded(model, fold=False) as blocks:
