@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from typing import Any
 
 import pytest
@@ -83,6 +85,29 @@ def test_a_gradient_that_does_not_come_holds_up_those_behind_it_only(workers: Po
     for seen, gradients in workers.run(2, _trained, True, 1, "", {"": whalepy.replicate(2)}):
         assert all(0 < len(early) < 6 and early == list(range(len(early))) for early in seen)
         check(gradients, detached=True)
+
+
+def _left_after_steps() -> int:
+    found: list[weakref.ref[Any]] = []
+    finish = Reduction.finish
+
+    def told(self: Reduction) -> None:
+        finish(self)
+        found.extend(weakref.ref(one) for one in (self, *self.leaves.values()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reduction, "finish", told)
+        model, batch = whalepy.annotate(Layers(), {"": whalepy.replicate(2)}), (torch.randn(12, 16),)
+        parallel = whalepy.compile(model, "2xcpu", batch)
+        for _ in range(3):
+            parallel.train_step(*parallel.local_batch(batch))
+    assert len(found) > 3
+    gc.collect()
+    return sum(one() is not None for one in found)
+
+
+def test_nothing_of_a_step_is_left_after_it(workers: Pool) -> None:
+    assert workers.run(2, _left_after_steps) == [0, 0]
 
 
 def test_it_can_be_turned_off(workers: Pool) -> None:

@@ -6,6 +6,7 @@ its way as soon as its last gradient is there; in one order on all ranks, which 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -64,9 +65,18 @@ class Reduction:
 
     def watch(self) -> None:
         """From here on, in the last backward pass of a step, a bucket that is full is reduced at once."""
+        me = weakref.ref(
+            self
+        )  # Python does not see that a tensor holds its hooks, so would keep a ring of them forever
+
+        def came(bucket: Bucket) -> None:
+            reduction = me()
+            if reduction is not None:
+                reduction._came(bucket)
+
         for bucket in self.early:
             for entry in bucket.entries:
-                self.leaves[entry.name].register_post_accumulate_grad_hook(lambda _, of=bucket: self._came(of))
+                self.leaves[entry.name].register_post_accumulate_grad_hook(lambda _, of=bucket: came(of))
 
     def finish(self) -> None:
         """Reduce what is left, and wait for what is on its way."""
