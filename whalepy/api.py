@@ -23,6 +23,7 @@ from whalepy.runtime.captured import CapturedModel
 from whalepy.runtime.groups import start_process_group
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.planning import Choices, Chooser, Cluster, plan_alone, plan_together, share_rows, this_device
+from whalepy.runtime.switches import turned_off
 from whalepy.runtime.whole import WholeModel
 
 
@@ -74,7 +75,7 @@ def compile(
         whole.start(None if example_inputs is None else as_arguments(example_inputs))
         return whole
     planner = partial(plan_together, recipe, cluster_spec, choices, device, host, _chooser(optimizer))
-    parallel = CapturedModel(recipe, device, host, planner)
+    parallel = CapturedModel(recipe, device, host, planner, turned_off(host))
     if example_inputs is not None:
         parallel.start(as_arguments(example_inputs))
     return parallel

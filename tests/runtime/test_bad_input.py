@@ -281,7 +281,7 @@ def a_plan_for_other_devices() -> Any:
     return compiled(plan=made)
 
 
-PLAN_ANEW = "  fix: plan anew for this cluster, and save the plan"
+OTHER_CLUSTER = "  fix: give the cluster that it was planned for, or plan anew for this one"
 MISFIT = "ranks were given {} rows of args[0]; the plan's shares of 8 rows are [6, 2]\n" + (
     "  fix: give each rank parallel.local_batch(global_batch), or a DataLoader with parallel.sampler(dataset)"
 )
@@ -307,8 +307,8 @@ RANKS: dict[Callable[[], Any], tuple[type[WhaleError], str]] = {
     a_cluster_of_more_devices: (ClusterError, MISMATCH.format("3xcpu")),
     a_cluster_of_another_type: (ClusterError, MISMATCH.format("2xRTX-4090")),
     an_error_on_one_rank: (CaptureError, PLANS["a branch on data"][2]),
-    a_plan_for_more_devices: (PlanError, "the plan is for 3 devices, the cluster has 2\n" + PLAN_ANEW),
-    a_plan_for_other_devices: (PlanError, "device 0 of the plan is T4, that of the cluster is cpu\n" + PLAN_ANEW),
+    a_plan_for_more_devices: (PlanError, "the plan is for 3 devices, the cluster has 2\n" + OTHER_CLUSTER),
+    a_plan_for_other_devices: (PlanError, "device 0 of the plan is T4, that of the cluster is cpu\n" + OTHER_CLUSTER),
     keys_of_another_model: (
         WhaleError,
         "the state does not fit the model: missing ['down.bias', 'down.weight', 'up.bias'], unexpected []",

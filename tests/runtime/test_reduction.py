@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import whalepy
 from tests.pool import Pool
+from whalepy.dryrun.silent import SilentGroup
+from whalepy.errors import WhaleError
 from whalepy.runtime import reduction
+from whalepy.runtime.bridge import Move
+from whalepy.runtime.groups import start_process_group
+from whalepy.runtime.kernels import Shard
 from whalepy.runtime.reduction import Reduction
+from whalepy.runtime.storage import Stored
+from whalepy.runtime.switches import turned_off
 
 
 class Layers(nn.Module):
@@ -50,11 +58,11 @@ def _trained(detached: bool, microbatches: int, off: str, scopes: dict[str, Any]
         patch.setattr(reduction, "_LEAST_BYTES", 1200)  # a weight and a bias
         patch.setattr(reduction, "_PARTS", 100)
         patch.setattr(Reduction, "finish", told)
-        devices = "2xcpu + 2xcpu*0.5" if len(scopes) > 1 else "1xcpu + 1xcpu*0.5"
+        devices = "1xcpu + 1xcpu*0.5" if dist.get_world_size() == 2 else "2xcpu + 2xcpu*0.5"
         parallel = whalepy.compile(whalepy.annotate(model, scopes), devices, batch, microbatches=microbatches)
         for _ in range(2):
             parallel.train_step(*parallel.local_batch(batch))
-    return seen, {name: p.grad for name, p in parallel.named_parameters()}
+    return seen, parallel.full_gradients()
 
 
 def _local(detached: bool) -> dict[str, Tensor | None]:
@@ -118,5 +126,96 @@ def test_it_can_be_turned_off(workers: Pool) -> None:
 
 def test_what_the_backward_pass_communicates_over_is_reduced_after_it(workers: Pool) -> None:
     """The biases that are not split get a partial gradient on the level that activations cross."""
-    for seen, _ in workers.run(2, _trained, False, 1, "", {"": whalepy.split(2)}):
+    for seen, gradients in workers.run(2, _trained, False, 1, "", {"": whalepy.split(2)}):
         assert seen == [[], []]
+        check(gradients, detached=False)
+
+
+def test_replicas_of_split_layers_reduce_early_over_the_replicas_alone(workers: Pool) -> None:
+    scopes = {"": [whalepy.replicate(2), whalepy.split(2)]}
+    for seen, gradients in workers.run(4, _trained, False, 2, "", scopes):
+        assert all(early for early in seen)
+        check(gradients, detached=False)
+
+
+def _with_a_bucket_that_goes_too_soon() -> Any:
+    came = Reduction._came
+
+    def too_soon(self: Reduction, bucket: reduction.Bucket) -> None:
+        bucket.missing = 1
+        came(self, bucket)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reduction, "_came", too_soon)
+        return _trained(False, 1, "", {"": whalepy.replicate(2)})[1]
+
+
+def test_a_bucket_that_goes_too_soon_would_be_noticed(workers: Pool) -> None:
+    for gradients in workers.run(2, _with_a_bucket_that_goes_too_soon):
+        with pytest.raises(AssertionError):
+            check(gradients, detached=False)
+
+
+class Told(SilentGroup):
+    """The group of two ranks as the first sees it; it notes what is asked of it, and what that sends."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2, 0, None)
+        self.log: list[tuple[str, int]] = []
+
+    def _count(self, kind: str, sent: int) -> None:
+        self.log.append((kind, sent))
+
+
+def _order(fires: set[str]) -> list[tuple[str, int]]:
+    """What one rank asks of a group, on which the gradients of these parameters come in the backward pass."""
+    group, other = Told(), Told()
+    plain = Move(group, "R", "R", "P", "R")
+    busy = Move(other, "R", "R", "P", "R")
+    halves = Shard.along((6,), 0, (3, 3))
+    part = Move(group, halves, "R", "P", halves)
+    reading = {"a": (plain,), "b": (plain,), "both": (plain, busy), "part": (part,)}
+    sizes = {"a": 3, "b": 4, "both": 5, "part": 6}
+    leaves = {name: torch.zeros(size, requires_grad=True) for name, size in sizes.items()}
+    boxes = {name: nn.Parameter(torch.zeros(3 if name == "part" else size)) for name, size in sizes.items()}
+    stored = [Stored(name, (size,), (), reading[name]) for name, size in sizes.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduction, "_LEAST_BYTES", 1)
+        made = Reduction(stored, leaves, boxes, early=True, busy=[other])
+    made.watch()
+    for name in sorted(fires):
+        leaves[name].sum().backward()
+    for name in sizes.keys() - fires:
+        leaves[name].grad = torch.zeros(sizes[name])
+    made.finish()
+    return group.log
+
+
+def test_groups_see_one_order_whichever_gradients_came() -> None:
+    orders = [_order({"a", "b"}), _order({"a"}), _order({"b"}), _order(set())]
+    assert orders == [[("all-reduce", 12), ("all-reduce", 16), ("reduce-scatter", 12), ("all-reduce", 20)]] * 4
+
+
+def _turned_off(texts: list[str]) -> Any:
+    os.environ["WHALEPY_OFF"] = texts[dist.get_rank()]
+    try:
+        return turned_off(start_process_group(torch.device("cpu")))
+    except WhaleError as error:
+        return str(error)
+    finally:
+        del os.environ["WHALEPY_OFF"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["early-reduction", "early-reduction"], frozenset({"early-reduction"})),
+        (["", "faster"], "WHALEPY_OFF names 'faster' on rank 1\n  fix: choose from early-reduction"),
+        (
+            ["", "early-reduction"],
+            "WHALEPY_OFF is 'early-reduction' on rank 1 and '' on rank 0\n  fix: give all ranks the same",
+        ),
+    ],
+)
+def test_ranks_turn_off_the_same(workers: Pool, texts: list[str], told: Any) -> None:
+    assert workers.run(2, _turned_off, texts) == [told] * 2

@@ -24,6 +24,7 @@ from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel, Runnable, StageRun
 from whalepy.runtime.extents import grid_of
+from whalepy.runtime.groups import Group
 from whalepy.runtime.norms import Placement
 from whalepy.runtime.pipeline import Crossed, Pipeline
 from whalepy.runtime.reduction import Reduction
@@ -148,7 +149,11 @@ class RehearsedModel(CapturedModel):
         return value
 
     def _reduction(
-        self, stage: StageRun, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+        self,
+        stage: StageRun,
+        read: Mapping[str, torch.Tensor],
+        parameters: Mapping[str, nn.Parameter],
+        busy: Collection[Group],
     ) -> Reduction:
         """After the backward pass, where its events are told apart; they are played during it."""
         return Reduction(tuple(stage.stored.values()), read, parameters)

@@ -18,9 +18,7 @@ def read_plan(source: Plan | str | Path) -> Plan:
     except OSError as error:
         raise PlanError(f"the plan {source} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PlanError(
-            f"the plan {source} cannot be read: it is no text", fix="give a file that --save wrote"
-        ) from error
+        raise PlanError(f"the plan {source} cannot be read: it is no text", fix=_SAVED) from error
     return Plan.from_json(text)
 
 
@@ -38,4 +36,4 @@ def check_devices(plan: Plan, cluster: ClusterSpec) -> None:
 
 
 _SAVED = "give a file that --save wrote"
-_AGAIN = "plan anew for this cluster, and save the plan"
+_AGAIN = "give the cluster that it was planned for, or plan anew for this one"

@@ -90,6 +90,11 @@ class Runnable:
     sizes: dict[Any, StepSizes] = field(default_factory=dict[Any, StepSizes])
 
     @cached_property
+    def busy(self) -> frozenset[Group]:
+        """Groups that backward passes communicate over, of any stage: stages may share them."""
+        return frozenset(group for stage in self.stages.values() for group in stage.busy)
+
+    @cached_property
     def last_backwards(self) -> frozenset[Action]:
         """Of each stage that is reduced, the backward pass after which all its gradients are there."""
         last = {action.stage: action for action in self.actions if action.op in "BIW"}
@@ -100,9 +105,13 @@ class Runnable:
 class CapturedModel(ParallelModel):
     """A ParallelModel that runs rewritten graphs."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, host: Group, planner: Planner) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, host: Group, planner: Planner, off: Collection[str] = ()
+    ) -> None:
+        """`off`: what makes steps faster and is turned off."""
         super().__init__(recipe, device, host)
         self._planner = planner
+        self._off = off
         self._runnables: dict[Any, Runnable] = {}
 
     def start(self, example: Arguments) -> None:
@@ -274,10 +283,15 @@ class CapturedModel(ParallelModel):
         return nullcontext()
 
     def _reduction(
-        self, stage: StageRun, read: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+        self,
+        stage: StageRun,
+        read: Mapping[str, torch.Tensor],
+        parameters: Mapping[str, nn.Parameter],
+        busy: Collection[Group],
     ) -> Reduction:
-        """What reduces the gradients of a stage in this step."""
-        return Reduction(tuple(stage.stored.values()), read, parameters, early=True, busy=stage.busy)
+        """What reduces the gradients of a stage in this step, while others may still communicate over `busy`."""
+        early = "early-reduction" not in self._off
+        return Reduction(tuple(stage.stored.values()), read, parameters, early=early, busy=busy)
 
     def _tensors(
         self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool

@@ -239,8 +239,8 @@ class StepRun:
 
     def _reduction(self, k: int) -> Reduction:
         if k not in self.reductions:
-            stage = self._stage(k)
-            self.reductions[k] = self.model._reduction(stage, self.read[k], {**self.parameters, **self.borrowed[k]})
+            stage, parameters = self._stage(k), {**self.parameters, **self.borrowed[k]}
+            self.reductions[k] = self.model._reduction(stage, self.read[k], parameters, self.runnable.busy)
         return self.reductions[k]
 
     # -- crossing

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from whalepy.runtime.groups import Group
 from whalepy.runtime.kernels import Summing, convert, start_sum
 from whalepy.runtime.storage import Stored
-from whalepy.runtime.switches import is_off
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are reduced over the same levels share buffers of this size (DistributedDataParallel's default)."""
@@ -42,7 +41,7 @@ class Reduction:
     """Adds the gradients of `leaves` to those of `parameters`; `stored` in the order in which gradients come.
 
     `early`: during the backward pass that `watch` is called ahead of, over groups that are not among `busy`, those that
-    the program itself communicates over. Collective.
+    backward passes themselves communicate over. Collective.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class Reduction:
         busy: Collection[Group] = (),
     ) -> None:
         self.leaves, self.parameters = leaves, parameters
-        early = early and not is_off("early-reduction")
         learning = [entry for entry in stored if entry.name in leaves and leaves[entry.name].requires_grad]
         plain = [entry for entry in learning if entry.summed_over is not None]
         self.others = [entry for entry in learning if entry.summed_over is None]
@@ -65,9 +63,7 @@ class Reduction:
 
     def watch(self) -> None:
         """From here on, in the last backward pass of a step, a bucket that is full is reduced at once."""
-        me = weakref.ref(
-            self
-        )  # Python does not see that a tensor holds its hooks, so would keep a ring of them forever
+        me = weakref.ref(self)  # Python does not see that a tensor holds its hooks: a ring of both would never go
 
         def came(bucket: Bucket) -> None:
             reduction = me()
@@ -79,13 +75,18 @@ class Reduction:
                 self.leaves[entry.name].register_post_accumulate_grad_hook(lambda _, of=bucket: came(of))
 
     def finish(self) -> None:
-        """Reduce what is left, and wait for what is on its way."""
+        """Reduce what is left, and wait for what is on its way.
+
+        On every rank each group sees the same order, whichever gradients came: first the early buckets, then the rest.
+        """
+        for bucket in self.early[self.next :]:
+            self._start(bucket)
         for entry in self.others:
             gradient = self._taken(entry)
             if gradient is not None:
                 _add(self.parameters[entry.name], entry.reduced(gradient))
         for bucket in self.buckets:
-            if bucket.summing is None:
+            if bucket not in self.early:
                 self._start(bucket)
             self._end(bucket)
 
