@@ -25,20 +25,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 import whalepy
 from benchmarks.blocks import ROWS, loss_of, made
-from benchmarks.pairs import machine
 from benchmarks.traffic import bytes_moved
 from benchmarks.ways import (
     Limits,
     Way,
     adamw,
     against,
+    compare_ways,
     expected,
-    limits_of,
-    on_ranks,
     own_core,
-    parser_of,
-    report,
-    shown_against,
     timed_ways,
 )
 
@@ -94,13 +89,5 @@ def on_rank(limits: Limits) -> dict[str, Any]:
     return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
 
 
-def main() -> None:
-    options = parser_of(__doc__).parse_args()
-    before = machine()
-    row = on_ranks(RANKS, on_rank, limits_of(options))
-    print(shown_against(row))
-    report(options.results, "data_parallel", before, row)
-
-
 if __name__ == "__main__":
-    main()
+    compare_ways("data_parallel", __doc__, RANKS, on_rank)

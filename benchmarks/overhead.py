@@ -15,19 +15,14 @@ from torch import Tensor
 
 import whalepy
 from benchmarks.blocks import loss_of, made
-from benchmarks.pairs import machine
 from benchmarks.ways import (
     Limits,
     Way,
     adamw,
     against,
+    compare_ways,
     expected,
-    limits_of,
-    on_ranks,
     own_core,
-    parser_of,
-    report,
-    shown_against,
     timed_ways,
 )
 
@@ -58,13 +53,5 @@ def on_rank(limits: Limits) -> dict[str, Any]:
     return against(timed_ways({"own": own(), "eager": eager()}, expected(), limits), "own")
 
 
-def main() -> None:
-    options = parser_of(__doc__).parse_args()
-    before = machine()
-    row = on_ranks(1, on_rank, limits_of(options))
-    print(shown_against(row))
-    report(options.results, "overhead", before, row)
-
-
 if __name__ == "__main__":
-    main()
+    compare_ways("overhead", __doc__, 1, on_rank)

@@ -36,20 +36,15 @@ from torch.nn.functional import scaled_dot_product_attention
 import whalepy
 from benchmarks import blocks
 from benchmarks.blocks import HEADS, WIDTH, LanguageModel, loss_of
-from benchmarks.pairs import machine
 from benchmarks.traffic import bytes_moved
 from benchmarks.ways import (
     Limits,
     Way,
     adamw,
     against,
-    limits_of,
+    compare_ways,
     local_gradients,
-    on_ranks,
     own_core,
-    parser_of,
-    report,
-    shown_against,
     timed_ways,
 )
 
@@ -116,13 +111,5 @@ def on_rank(limits: Limits) -> dict[str, Any]:
     return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
 
 
-def main() -> None:
-    options = parser_of(__doc__).parse_args()
-    before = machine()
-    row = on_ranks(RANKS, on_rank, limits_of(options))
-    print(shown_against(row))
-    report(options.results, "tensor_parallel", before, row)
-
-
 if __name__ == "__main__":
-    main()
+    compare_ways("tensor_parallel", __doc__, RANKS, on_rank)

@@ -9,6 +9,8 @@ import argparse
 import datetime
 import json
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,5 +228,15 @@ def report(path: Path | None, name: str, before: dict[str, Any], found: dict[str
     """Print the load, and write the figures with date, command and machine where there is a path."""
     print(f"{remark}load before {before['load']}, after {machine()['load']}")
     if path:
-        made_of = {"date": datetime.date.today().isoformat(), "command": f"python -m benchmarks.{name}"}
+        command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+        made_of = {"date": datetime.date.today().isoformat(), "command": command}
         path.write_text(json.dumps({**made_of, **before, **found}, indent=1) + "\n")
+
+
+def compare_ways(name: str, description: str | None, ranks: int, on_rank: Callable[[Limits], dict[str, Any]]) -> None:
+    """The whole of a benchmark whose ranks find what `against` gives."""
+    options = parser_of(description).parse_args()
+    before = machine()
+    row = on_ranks(ranks, on_rank, limits_of(options))
+    print(shown_against(row))
+    report(options.results, name, before, row)
