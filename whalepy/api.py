@@ -22,6 +22,7 @@ from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
 from whalepy.runtime.groups import start_process_group
 from whalepy.runtime.parallel import ParallelModel
+from whalepy.runtime.pieces import EAGER, check_backend
 from whalepy.runtime.planning import Choices, Chooser, Cluster, plan_alone, plan_together, share_rows, this_device
 from whalepy.runtime.switches import turned_off
 from whalepy.runtime.whole import WholeModel
@@ -44,7 +45,7 @@ def compile(
     sync_batchnorm: bool = False,
     rebalance: str | None = None,
     seed: int = 0,
-    backend: str = "eager",
+    backend: str = EAGER,
     capture: bool = True,
     loss_weight: Callable[..., Any] | None = None,
     plan: Plan | str | Path | None = None,
@@ -54,15 +55,17 @@ def compile(
     `example_inputs` is one global batch: a tuple of positional or a dict of keyword arguments of the model; without it
     the model is captured at the first `local_batch`. `cluster_spec` is a path, dict, `ClusterSpec` or shorthand such as
     `"2x4090 + 2x2080Ti"`; without it the ranks measure themselves. The model returns its loss, or `loss_fn(outputs,
-    *targets)` makes it. Rank 0's initial values win.
+    *targets)` makes it. Rank 0's initial values win. `backend` is one of torch.compile's, such as "inductor", for what
+    lies between the exchanges of a step.
 
     Raises WhaleError, the same on every rank: of annotation, cluster, capture, plan or verification.
     """
     _refuse_later(
         precision=precision, recompute=recompute, zero=zero or None, offload=offload,
-        rebalance=rebalance,
-        backend=None if backend == "eager" else backend, loss_weight=loss_weight if capture else None,
+        rebalance=rebalance, loss_weight=loss_weight if capture else None,
+        backend=None if capture or backend == EAGER else backend,
     )  # fmt: skip
+    check_backend(backend)
     choices = _choices(microbatches, seed, plan, schedule)
     annotate(model, _scopes_of(choices.plan, model))
     device = this_device()
@@ -75,7 +78,7 @@ def compile(
         whole.start(None if example_inputs is None else as_arguments(example_inputs))
         return whole
     planner = partial(plan_together, recipe, cluster_spec, choices, device, host, _chooser(optimizer))
-    parallel = CapturedModel(recipe, device, host, planner, turned_off(host))
+    parallel = CapturedModel(recipe, device, host, planner, turned_off(host), backend)
     if example_inputs is not None:
         parallel.start(as_arguments(example_inputs))
     return parallel
@@ -100,7 +103,8 @@ def plan(
     Takes the arguments of `compile`. The model may live on the meta device. A saved `plan` is that plan again, with its
     programs. Raises PlanError where it belongs to another model or to other devices.
     """
-    defaults = {"backend": "eager", "capture": True, "optimizer": "adamw"}
+    check_backend(later.pop("backend", EAGER))
+    defaults = {"capture": True, "optimizer": "adamw"}
     _refuse_later(**{k: v for k, v in later.items() if v not in (None, False, 0) and v != defaults.get(k)})
     if example_inputs is None:
         raise PlanError("a plan needs example_inputs", fix="give one global batch; values do not matter")

@@ -38,6 +38,7 @@ from whalepy.runtime.executor import StepRun
 from whalepy.runtime.extents import Binder, StepSizes
 from whalepy.runtime.groups import Group
 from whalepy.runtime.parallel import ParallelModel
+from whalepy.runtime.pieces import EAGER
 from whalepy.runtime.pipeline import Crossed, Pipeline, pipelined, with_scopes_of
 from whalepy.runtime.programs import actions_of, verify_ranks
 from whalepy.runtime.reduction import Reduction
@@ -106,12 +107,19 @@ class CapturedModel(ParallelModel):
     """A ParallelModel that runs rewritten graphs."""
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, host: Group, planner: Planner, off: Collection[str] = ()
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        host: Group,
+        planner: Planner,
+        off: Collection[str] = (),
+        backend: str = EAGER,
     ) -> None:
-        """`off`: what makes steps faster and is turned off."""
+        """`off`: what makes steps faster and is turned off. `backend`: of torch.compile, for the pieces of programs."""
         super().__init__(recipe, device, host)
         self._planner = planner
         self._off = off
+        self._backend = backend
         self._runnables: dict[Any, Runnable] = {}
 
     def start(self, example: Arguments) -> None:
@@ -198,10 +206,12 @@ class CapturedModel(ParallelModel):
     def _stage_run(self, k: int, made: Analysed) -> StageRun:
         binder = self._binder(k)
         ahead = made.prologue
-        prologue = None if ahead is None else StepProgram(ahead.program.captured, ahead.rewritten, binder)
+        prologue = None
+        if ahead is not None:
+            prologue = StepProgram(ahead.program.captured, ahead.rewritten, binder, self._backend)
         for graph in (made.rewritten.graph, *([] if ahead is None else [ahead.rewritten.graph])):
             place_on(graph, self._device)
-        step = StepProgram(made.program.captured, made.rewritten, binder)
+        step = StepProgram(made.program.captured, made.rewritten, binder, self._backend)
         stored = {
             name: store(made.program, made.decisions, binder, name, i)
             for i in _by_last_gradient(made.program)

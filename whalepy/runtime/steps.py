@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -15,6 +16,7 @@ from whalepy.program.capture import Captured
 from whalepy.rewrite.bindings import Stream
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.extents import Binder, Coordinates, StepSizes
+from whalepy.runtime.pieces import EAGER, in_pieces
 
 _KEPT_SIZES = 64
 """Sizes for which the arguments of a program are kept: lengths repeat from step to step."""
@@ -27,6 +29,7 @@ class StepProgram:
     captured: Captured
     rewritten: Rewritten
     binder: Binder
+    backend: str = EAGER
     kept: dict[tuple[Any, ...], tuple[list[Any], bool]] = field(default_factory=dict[Any, tuple[list[Any], bool]])
 
     def arguments(self, sizes: StepSizes, step: int, microbatch: int) -> list[Any]:
@@ -63,7 +66,14 @@ class StepProgram:
             inputs[place.leaf] if place.leaf is not None else tensors[place.name]
             for place in self.captured.placeholders
         ]
-        return self.rewritten.graph(*leading, *self.arguments(sizes, step, microbatch))
+        # What tensors without elements want is known operator by operator alone (kernels.Guarded, reach.py).
+        graph = self.rewritten.graph if self.leaves_empty(sizes) else self.compiled
+        return graph(*leading, *self.arguments(sizes, step, microbatch))
+
+    @cached_property
+    def compiled(self) -> fx.GraphModule:
+        """The program as the backend has it."""
+        return self.rewritten.graph if self.backend == EAGER else in_pieces(self.rewritten.graph, self.backend)
 
 
 def place_on(graph: fx.GraphModule, device: torch.device) -> None:
