@@ -13,6 +13,7 @@ import whalepy
 from tests import models
 from tests.exactness import Run, compare
 from tests.pool import Pool
+from whalepy.errors import PlanError
 from whalepy.rewrite import kernels
 from whalepy.runtime.pieces import in_pieces
 
@@ -105,7 +106,8 @@ def test_pieces_end_at_bridges() -> None:
     module = fx.GraphModule({}, graph)
     cut = in_pieces(module, "aot_eager")
     calls = [node.target for node in cut.graph.nodes if "call" in node.op and node.target is not operator.getitem]
-    assert [getattr(target, "__name__", target) for target in calls] == [
+    names = [getattr(target, "__name__", target) for target in calls]
+    assert names == [
         "piece_0",
         "bridge",
         "piece_1",
@@ -120,5 +122,5 @@ def test_pieces_end_at_bridges() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(whalepy.PlanError, match=r"unknown backend 'induktor'\n  fix: did you mean inductor"):
+    with pytest.raises(PlanError, match=r"unknown backend 'induktor'\n  fix: did you mean inductor"):
         whalepy.compile(Dropped(), "1xcpu", (torch.randn(8, 8),), backend="induktor")
