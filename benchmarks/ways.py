@@ -43,12 +43,12 @@ def own_core(core: int | None = None) -> None:
     warnings.simplefilter("ignore")
 
 
-def on_ranks(world: int, fn: Callable[..., Any], *args: Any) -> Any:
-    """What rank 0 found, in fresh processes."""
+def on_ranks(world: int, fn: Callable[..., Any], *args: Any, default_group: bool = True) -> Any:
+    """What rank 0 found, in fresh processes; without a default group it opens one itself."""
     os.environ["OMP_NUM_THREADS"] = "1"
     pool = Pool()
     try:
-        return pool.run(world, partial(fn, *args), timeout_s=1800)[0]
+        return pool.run(world, partial(fn, *args), timeout_s=1800, default_group=default_group)[0]
     finally:
         pool.close()
 

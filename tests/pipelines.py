@@ -122,6 +122,18 @@ def convolutions() -> models.Made:
     return model, [(images, torch.arange(6) * 100)]
 
 
+def resnet() -> models.Made:
+    """Two stages of residual layers, and a head of a hundred thousand classes, which no number of ranks divides."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    labels: dict[str, Any] = {"num_labels": 100_003, "problem_type": "single_label_classification"}
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    batch = {"pixel_values": images, "labels": torch.arange(6) * 20_000}
+    return ResNetForImageClassification(ResNetConfig(**sizes, **labels)), [batch]
+
+
 class Skipping(nn.Module):
     """Values that skip stages, a parameter that two stages read, a buffer that one writes and another reads."""
 

@@ -51,6 +51,21 @@ def bert(wrap: pipelines.Wrap = pipelines.plain) -> dict[str, Any]:
     return staged(blocks("bert.encoder.layer.*", (0, 1, 2)), wrap)
 
 
+def resnet(head: Any) -> dict[str, Any]:
+    """The body in two stages, and its head."""
+    return {**staged([["resnet.embedder", "resnet.encoder.stages.0"], ["resnet.encoder.stages.1"]]), "classifier": head}
+
+
+def classes_over_two() -> dict[str, Any]:
+    return resnet([whalepy.stage(2), whalepy.split(2, shares=(3, 1), on="classifier.1.weight:0")])
+
+
+def body_and_classes() -> dict[str, Any]:
+    """A stage whose rows are shared feeds one whose classes are."""
+    body = [whalepy.stage(2), whalepy.replicate(2, shares=(2, 1))]
+    return {"resnet": body, "classifier": [whalepy.stage(2), whalepy.split(2, shares=(3, 1))]}
+
+
 RUNS: dict[str, Run] = {
     "gpt2, two stages, tied": Run(pipelines.gpt2, lambda: gpt2(0, 2, 4), 2, clip=(0.5, 2.0), evaluate=True),
     "gpt2, replicate > stages": Run(
@@ -119,6 +134,10 @@ RUNS: dict[str, Run] = {
     ),
     "bart": Run(pipelines.bart, lambda: two_halves("model."), 2, options={"microbatches": 3}),
     "vit": Run(pipelines.vit, lambda: staged(blocks("vit.layers.*", (0, 1, 2))), 2),
+    "resnet, 100,003 classes over two": Run(pipelines.resnet, classes_over_two, 4, evaluate=True),
+    "resnet, rows feed 100,003 classes": Run(
+        pipelines.resnet, body_and_classes, 4, options={"sync_batchnorm": True}, evaluate=True
+    ),
     "skips, lent and written": Run(pipelines.skipping, dict[str, Any], 3, options={"microbatches": 2}, evaluate=True),
     "convolutions, classes over two": Run(
         pipelines.convolutions,
