@@ -3,9 +3,9 @@
     python -m benchmarks.capture [--model NAME] [--whole] [--results FILE]
 
 Each model is taken once as the dry run takes it, its equal blocks folded to three, and with `--whole` once as
-`compile` does, every block captured. The step is a replicate level over a split level (2 x 8 devices); a fresh process
-on one core for each. Memory is what the process ever had resident, with torch and transformers; seconds are from the module on the
-meta device to the verified programs of all ranks.
+`compile` does, every block captured. The step is a replicate level over a split level (2 x 8 devices); each runs in a
+fresh process on one core. Memory is what the process ever had resident, with torch and transformers; seconds are from
+the module on the meta device to the verified programs of all ranks.
 """
 
 from __future__ import annotations
