@@ -47,6 +47,8 @@ MISTAKES = [
         "--seq-len needs a configuration\n  fix: describe the layers for rows of the length you want",
     ),
     (("--save", "x.plan"), "layers without code have no program\n  fix: leave out --save and --program"),
+    (("--stages", "2"), "--stages 2 needs the model itself\n  fix: leave it out: layers are replicated and split"),
+    (("--schedule", "gpipe"), "--schedule gpipe is for stages, of which there are none\n  fix: leave it out"),
     (
         ("--precision", "fp16"),
         "--precision fp16: the layers are described in float32\n"

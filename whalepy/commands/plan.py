@@ -131,8 +131,8 @@ def plan(
     _known("recompute", recompute, RECOMPUTE)
     _known("precision", precision, PRECISIONS)
     _known("balance", balance, BALANCES)
-    if balance is not None and (shares is not None or plan_file is not None):
-        other = "--shares" if shares is not None else "--plan"
+    if (balance is not None and plan_file is not None) or (balance not in (None, "exact") and shares is not None):
+        other = "--plan" if plan_file is not None else "--shares"
         raise PlanError(f"--balance and {other} cannot both decide", fix=f"leave out --balance, or {other}")
     if program is not None and str(json_file) == "-":
         raise PlanError("--program and --json - both print", fix="write the JSON to a file: --json FILE")

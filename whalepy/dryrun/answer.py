@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from whalepy.dryrun.beyond import adds, adds_in_stages, modules_of
-from whalepy.dryrun.ladder import Strategy, with_savings, with_shares
+from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import RECOMPUTE
@@ -16,7 +16,16 @@ from whalepy.dryrun.room import largest_batch, longest_sequence
 from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
-from whalepy.dryrun.strategies import annotation_text, fastest_of, is_free, levels_of, parts_of, strategies, types_of
+from whalepy.dryrun.strategies import (
+    annotation_text,
+    fastest_of,
+    is_free,
+    kind_named,
+    levels_of,
+    parts_of,
+    strategies,
+    types_of,
+)
 from whalepy.dryrun.study import Candidate, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import PlanError, WhaleError
@@ -53,6 +62,7 @@ def answer(
     wanted = strategies(model, cluster, options, study.rows) if given is None else []
     own, left_out = tried_in_order(study, cluster, wanted, options, progress) if given is None else ([given], [])
     if not own:
+        in_microbatches(study, cluster, wanted[0], options, options.savings)  # says why
         raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
     if options.saves_freely and all(tried.verdict == "no" for tried in own):
         own += with_savings(study, cluster, wanted, options, progress)
@@ -60,14 +70,31 @@ def answer(
     others: list[Tried] = []
     for part, name in parts_of(cluster) if given is None and is_free(model, options) else ():
         progress(f"{name} alone")
-        strategy = levels_of(len(part.devices), 1), f"{name} alone", ""
-        savings, count = best.candidate.savings, best.candidate.microbatches
-        others += with_shares(study, part, strategy, replace(options, shares=None), count, savings)
+        others += _alone(study, part, name, options, best, progress)
+    if best.verdict == "no":  # better on some of the devices than not at all
+        best = min([best, *others], key=lambda t: t.order)
     ways = what_would_fit(study, cluster, wanted, options, own, progress) if best.verdict == "no" else ()
-    baseline = _equal(study, best, own)
+    baseline = _equal(study, best, [t for t in (*own, *others) if t.candidate.cluster is best.candidate.cluster])
     ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
-    more = (*_idle(best, cluster), *_not_tried(left_out))
+    some = any(best is tried for tried in others)
+    more = (*_idle(best, cluster, of_types=some), *_not_tried(left_out))
     return forecast_of(study, best, baseline, ranked, subject, ways, more), best
+
+
+def _alone(
+    study: Study, part: ClusterSpec, name: str, options: Options, best: Tried, progress: Progress
+) -> list[Tried]:
+    """Some of the devices without the others: as the best plan for all works, or in any way that fits if none does."""
+    strategy, free = (levels_of(len(part.devices), 1), f"{name} alone", ""), replace(options, shares=None)
+    try:
+        if best.verdict != "no":
+            return with_shares(study, part, strategy, free, best.candidate.microbatches, best.candidate.savings)
+        found = in_microbatches(study, part, strategy, free, free.savings)
+        if free.saves_freely and all(tried.verdict == "no" for tried in found):
+            found += with_savings(study, part, [strategy], free, progress)
+    except WhaleError:  # fewer rows than devices, or figures that are not there
+        return []
+    return found
 
 
 def answer_in_stages(
@@ -216,16 +243,21 @@ def _assumptions(best: Tried) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _idle(best: Tried, cluster: ClusterSpec) -> tuple[str, ...]:
-    """The devices that a plan for fewer rows than devices leaves out, or that no scope of the model's takes."""
+def _idle(best: Tried, cluster: ClusterSpec, *, of_types: bool) -> tuple[str, ...]:
+    """The devices that a plan leaves out: for want of rows or, `of_types`, of memory, or as no scope takes them."""
     count = len(cluster.devices)
     if len(best.ranks) == count:
         return ()
-    placed = len(best.candidate.cluster.devices) == count
-    used = set(best.candidate.device_of.values()) if placed else {d.index for d in fastest_of(cluster, len(best.ranks))}
+    if len(best.candidate.cluster.devices) == count:
+        used, why = set(best.candidate.device_of.values()), "outside all scopes"
+    elif of_types:
+        kinds = {kind_named(device) for device in best.candidate.cluster.devices}
+        used, why = {d.index for d in cluster.devices if kind_named(d) in kinds}, "with which it does not fit"
+    else:
+        used, why = {d.index for d in fastest_of(cluster, len(best.ranks))}, "for want of rows in the batch"
     idle = [device for device in cluster.devices if device.index not in used]
     named = f"device {idle[0].index}" if len(idle) == 1 else f"{len(idle)} of {count} devices"
-    return (f"idle: {named} ({types_of(idle)}), {'outside all scopes' if placed else 'for want of rows in the batch'}",)
+    return (f"idle: {named} ({types_of(idle)}), {why}",)
 
 
 def _not_tried(left_out: Sequence[Strategy]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from whalepy.dryrun.shares import chosen_rows, enough_microbatches, equal_rows
+from whalepy.dryrun.shares import BY_WHALE, chosen_rows, enough_microbatches, equal_rows
 from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError, PlanError
@@ -77,7 +77,7 @@ def with_shares(
     found: list[Tried] = []
     for rows, forces in chosen_rows(candidate, study.rows, options).items():
         shares = _written(rows)
-        by = "by Whale " if forces else ""
+        by = "by Whale " if forces == BY_WHALE else ""
         parts = [name, f"shares {by}{shares}" if len(rows) > 1 else "", *savings.words]
         parts.append(f"{microbatches} microbatches" if microbatches > 1 else "")
         equal = rows == equal_rows(study.rows, candidate.replicas)

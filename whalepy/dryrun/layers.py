@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from math import ceil
 
@@ -234,7 +234,7 @@ class _Walk:
         elements = [own.parameters // _ITEM.get(self.described.file.dtype, 4) for own in self.holdings.values()]
         if any(own.copies for own in self.holdings.values()):
             elements = [own.parameters // 4 for own in self.holdings.values()]
-        made = updates_of(self.kept.optimizer, elements, foreach=self.kept.foreach)
+        made = updates_of(self.kept.optimizer, tuple(elements), foreach=self.kept.foreach)
         moved = [replace(e, memory=e.memory + self.held, peak=e.peak + self.held) for e in made]
         seconds = self._update_seconds()
         if seconds is None or not moved:
@@ -269,6 +269,7 @@ def seconds_of(rows: Sequence[int], seconds: Sequence[float]) -> Callable[[int],
 # -- the optimizer
 
 
+@lru_cache
 def state_bytes(optimizer: str) -> float:
     """Bytes of an optimizer's state over those of its parameters."""
     parameter, update = _stepped(optimizer, (_ELEMENTS,), foreach=True)
@@ -279,11 +280,12 @@ def state_bytes(optimizer: str) -> float:
 _ELEMENTS = 1024
 
 
-def updates_of(optimizer: str, elements: Sequence[int], *, foreach: bool) -> list[Event]:
+@lru_cache
+def updates_of(optimizer: str, elements: tuple[int, ...], *, foreach: bool) -> tuple[Event, ...]:
     """The operators of one update of parameters of so many elements; memory beside what lies there before."""
     trained = [n for n in elements if n]
     if not trained:
-        return []
+        return ()
     parameters, update = _stepped(optimizer, trained, foreach=foreach)
     counter = Counter()
     for parameter in parameters:
@@ -297,7 +299,7 @@ def updates_of(optimizer: str, elements: Sequence[int], *, foreach: bool) -> lis
         counter.events.clear()
         with counter.during("optimizer"):
             update.step()
-    return [replace(e, memory=e.memory - before, peak=e.peak - before) for e in counter.events]
+    return tuple(replace(e, memory=e.memory - before, peak=e.peak - before) for e in counter.events)
 
 
 def _stepped(

@@ -16,7 +16,7 @@ _TRIES = 8
 
 
 def largest_batch(best: Tried, limit: float = TIGHT, *, equal: bool = False) -> int:
-    """The largest global batch found with which this plan fills at most this part of any memory.
+    """The largest global batch found with which this plan fills at most this part of any memory; 0 where none is.
 
     Replicas are filled one by one; all with as many rows where shares are `equal`.
     """
@@ -31,9 +31,13 @@ def largest_batch(best: Tried, limit: float = TIGHT, *, equal: bool = False) -> 
         if kind not in most:
             ranks = candidate.ranks_of(replica)
             start = max(best.rows[replica], 1)
-            most[kind] = most_within(
-                lambda rows, ranks=ranks: max(candidate.filled(rank, rows) for rank in ranks), limit, start, _MOST_ROWS
-            )
+
+            def filled(rows: int, ranks: list[int] = ranks) -> float:
+                return max(candidate.filled(rank, rows) for rank in ranks)
+
+            most[kind] = most_within(filled, limit, start, _MOST_ROWS)
+            if not most[kind] and filled(0) > limit:  # without any row, too
+                return 0
         found.append(most[kind])
     return min(len(found) * min(found) if equal else sum(found), _MOST_ROWS)
 

@@ -168,12 +168,14 @@ def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | N
         with _unstaged(recipe, example, request) as study:
             if not stages_in(study.program):
                 _check_no_schedule(options)
-                found = None
+                found, faster = None, False
                 if request.stages is None and _is_bare(study) and len(cluster.devices) > 1:
-                    found, estimates = _instead(study, cluster, options, progress)
-                if found is None:
+                    found, estimates, faster = _instead(study, cluster, options, progress)
+                if not faster:
                     forecast, best = of(study)
-                    return with_estimates(forecast, estimates), best, None if study.blocks.folds else study
+                    if found is None or forecast.fits:
+                        return with_estimates(forecast, estimates), best, None if study.blocks.folds else study
+                assert found is not None
                 staged, again = _with_base(study, found, options, cluster, progress)
                 options = found[1]
         put.enter_context(annotated(model, staged.scopes))
@@ -239,21 +241,20 @@ _Found = tuple[Staged, Options]
 
 def _instead(
     study: Study, cluster: ClusterSpec, options: Options, progress: Callable[[str], None]
-) -> tuple[_Found | None, tuple[Alternative, ...]]:
-    """The best stages, where they beat one stage on all that is used, and what the search expects of the best ways."""
+) -> tuple[_Found | None, tuple[Alternative, ...], bool]:
+    """The best stages that fit, what the search expects of the best ways, and whether the stages beat one stage."""
     if options.zero is not None and options.zero > 1:  # not there yet with stages
-        return None, ()
+        return None, (), False
     progress("looking for the best stages")
     found = surveyed(study, cluster)
     choices = choices_of(found, cluster, options)
     estimates = estimates_of(choices, cluster, options)
-    if not choices or len(choices[0].sizes) == 1:
-        return None, estimates
+    staged = next((choice for choice in choices if len(choice.sizes) > 1), None)
+    if staged is None:
+        return None, estimates, False
     one = next((choice.step_s for choice in choices if len(choice.sizes) == 1), math.inf)
-    if choices[0].step_s > one * _WORTH_IT:
-        return None, estimates
-    staging = staging_of(found, choices[0], len(cluster.devices), options)
-    return (Staged.made(staging), as_chosen(options, choices[0])), estimates
+    staging = staging_of(found, staged, len(cluster.devices), options)
+    return (Staged.made(staging), as_chosen(options, staged)), estimates, staged.step_s <= one * _WORTH_IT
 
 
 _WORTH_IT = 0.97

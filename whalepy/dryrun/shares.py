@@ -62,16 +62,16 @@ def chosen_rows(candidate: Candidate, total: int, options: Options) -> dict[tupl
     if options.shares is not None:
         return {forced_rows(candidate, total, options.shares): ""}
     if options.balance == "equal":
-        return {equal: ""}
+        return {equal: "--balance equal"}
     if options.balance == "whale":
-        return {rows_by_rate(candidate, total): _WHALE}
+        return {rows_by_rate(candidate, total): BY_WHALE}
     found = {best_rows(candidate, total): "", equal: ""}
     if are_alike(candidate):
         return found
-    return {**found, **{rows: _WHALE for rows in [rows_by_rate(candidate, total)] if rows not in found}}
+    return {**found, **{rows: BY_WHALE for rows in [rows_by_rate(candidate, total)] if rows not in found}}
 
 
-_WHALE = "--balance whale"
+BY_WHALE = "--balance whale"
 
 
 def are_alike(candidate: Candidate) -> bool:

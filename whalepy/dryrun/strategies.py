@@ -12,6 +12,7 @@ from torch import nn
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
+from whalepy.hardware.devices import GIB
 from whalepy.planner.annotation import scopes_of
 from whalepy.planner.plan import Plan
 from whalepy.primitives import Primitive, replicate, scopes_on, split
@@ -66,19 +67,25 @@ def is_free(model: nn.Module, options: Options) -> bool:
     return not (scopes_on(model) or forced)
 
 
-_MOST_TYPES = 4
+_MOST_KINDS = 4
 
 
 def parts_of(cluster: ClusterSpec) -> list[tuple[ClusterSpec, str]]:
-    """Every choice of some of the types of device, without the others; of many types, each one alone."""
-    types = list(dict.fromkeys(device.type for device in cluster.devices))
-    most = len(types) if len(types) <= _MOST_TYPES else 2
+    """Every choice of some of the kinds of device, without the others; of many kinds, each one alone."""
+    kinds = list(dict.fromkeys(kind_named(device) for device in cluster.devices))
+    most = len(kinds) if len(kinds) <= _MOST_KINDS else 2
     found: list[tuple[ClusterSpec, str]] = []
     for size in range(1, most):
-        for kinds in itertools.combinations(types, size):
-            chosen = [device for device in cluster.devices if device.type in kinds]
+        for some in itertools.combinations(kinds, size):
+            chosen = [device for device in cluster.devices if kind_named(device) in some]
             found.append((only(cluster, {device.index for device in chosen}), types_of(chosen)))
     return found
+
+
+def kind_named(device: Device) -> str:
+    """The type of a device, with its memory where that is not what the type has."""
+    changed = device.memory_bytes != device.profile.memory_bytes
+    return f"{device.type}[{device.memory_bytes / GIB:.4g}GiB]" if changed else device.type
 
 
 def fastest_of(cluster: ClusterSpec, count: int) -> list[Device]:
@@ -89,7 +96,7 @@ def fastest_of(cluster: ClusterSpec, count: int) -> list[Device]:
 
 def types_of(devices: Sequence[Device]) -> str:
     """`2 x V100-SXM2-16GB + 1 x T4`."""
-    kinds = Counter(device.type for device in devices)
+    kinds = Counter(kind_named(device) for device in devices)
     return " + ".join(f"{number} x {kind}" for kind, number in kinds.items())
 
 

@@ -23,6 +23,7 @@ from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.shares import round_shares
 from whalepy.planner.timeline import Played, RankTrack, play
 from whalepy.planner.unfold import Sharding, whole_step
+from whalepy.planner.units import kind_of
 from whalepy.planner.work import Recorded, Rehearsal
 from whalepy.primitives import Primitive
 from whalepy.primitives.recording import remember
@@ -294,8 +295,8 @@ class Candidate:
 
     def kind_of(self, replica: int) -> Hashable:
         """Equal for replicas whose ranks do the same on alike devices."""
-        devices = [(self._alike(rank), self.cost(rank).device) for rank in self._ranks[replica]]
-        return frozenset((at, device.profile, device.speed, device.memory_bytes) for at, device in devices)
+        devices = [(self._alike(rank), self.device(rank)) for rank in self._ranks[replica]]
+        return frozenset((at, kind_of(device)) for at, device in devices)
 
     def ranks_of(self, replica: int) -> list[int]:
         """The ranks that share the rows of a replica, in the order of their coordinates inside it."""
@@ -449,7 +450,7 @@ class Candidate:
 
     def curves(self, replica: int, at: Sequence[int]) -> tuple[Curve, Curve]:
         """By rows: seconds of compute of the slowest rank of a replica, and the largest part of a memory in use."""
-        ranks = list({(self._alike(r), self.cost(r).device): r for r in self.ranks_of(replica)}.values())
+        ranks = list({(self._alike(r), kind_of(self.device(r))): r for r in self.ranks_of(replica)}.values())
         seconds = [max(self.cost(r).busy_s(self.work(r, n)) for r in ranks) for n in at]
         filled = [max(self.filled(r, n) for r in ranks) for n in at]
         return Curve(tuple(at), tuple(seconds)), Curve(tuple(at), tuple(filled))
