@@ -161,6 +161,27 @@ def test_the_shape_and_the_type_of_another_tensor_become_arguments() -> None:
     assert not {"aten.view_as", "aten.reshape_as", "aten.type_as", "aten.expand_as"} & set(names(module))
 
 
+# copies -> the operator that makes them
+COPIES = [
+    (lambda w, n: w[:1].repeat(n, 1), "aten.expand"),
+    (lambda w, n: w[0].repeat(n, 1), "aten.expand"),
+    (lambda w, n: w[:1].repeat(2, n, 1).view(2 * n, 8)[:n], "aten.expand"),
+    (lambda w, n: w[:, :1].tile(8), "aten.expand"),
+    (lambda w, n: w[:3].repeat(2, 1), "aten.repeat"),
+    (lambda w, n: w[:1, :4].repeat(n, 2), "aten.repeat"),
+    (lambda w, n: w[:1].repeat_interleave(n, 0), "aten.repeat_interleave"),
+]
+
+
+@pytest.mark.parametrize(("copies", "expected"), COPIES)
+def test_copies_of_one_are_an_expansion(copies: Callable[[Tensor, int], Tensor], expected: str) -> None:
+    x = torch.rand(6, 8, dtype=torch.float64)
+    module, found, whole = canonical(lambda w, x: (w * (copies(w, x.shape[0]) + x)).sum(), x)
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=0)
+    made = {"aten.expand", "aten.repeat", "aten.tile", "aten.repeat_interleave"} & set(names(module))
+    assert made == {expected}
+
+
 def test_an_empty_operand_of_cat_goes() -> None:
     module, found, expected = canonical(lambda w: torch.cat([torch.empty(0, dtype=w.dtype), w, w * 2], 1).prod())
     torch.testing.assert_close(found, expected)

@@ -143,6 +143,22 @@ def _like(build: _Builder, call: Call) -> fx.Node | None:
     return build(target, call["self"], sizes)
 
 
+def _repeat(build: _Builder, call: Call) -> fx.Node | None:
+    """Copies of a dim of size 1, or along a new one, are an expansion, which can be cut along them.
+
+    Before:  repeat(x, [n, 1, 1])           x of one row
+    After:   expand(x, [n, -1, -1])
+    """
+    counts = list(call["repeats"] if "repeats" in call.arguments else call["dims"])
+    counts = [1] * (len(call.sizes(0)) - len(counts)) + counts
+    sizes = [1] * (len(counts) - len(call.sizes(0))) + list(call.sizes(0))
+    if any(size != 1 and count != 1 for size, count in zip(sizes, counts, strict=True)):
+        return None
+    lead = len(counts) - len(call.sizes(0))
+    kept = [-1 if d >= lead and count == 1 else count for d, count in enumerate(counts)]
+    return build(aten.expand.default, call["self"], kept)
+
+
 def _cast_like(build: _Builder, call: Call) -> fx.Node | None:
     """type_as and to(other): the other operand lends its type only."""
     other = call["other"]
@@ -253,6 +269,7 @@ _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     **dict.fromkeys(("aten.view_as", "aten.reshape_as", "aten.expand_as"), _like),
     **dict.fromkeys(("aten.type_as", "aten.to"), _cast_like),
     **dict.fromkeys(_CREATES, _created),
+    **dict.fromkeys(("aten.repeat", "aten.tile"), _repeat),
     "aten.cat": _cat,
     "aten.embedding_bag": _embedding_bag,
     "aten.cross_entropy_loss": _cross_entropy,
