@@ -5,7 +5,8 @@ rank that feeds a stage of two that is split 3:1.
 
 writes a section of docs/models.md after every model, and prints a line: exact and with how many microbatches, refused
 and why, or what is wrong; see benchmarks/models.py for what exact means. `--missing` makes only the rows that are not
-there, names make theirs anew. Stages are halves, by number of parameters, of the model's outermost lists of modules.
+there, names make theirs anew. Stages are halves, by number of parameters, of the model's outermost lists of modules, in
+the order in which they run.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from tests.pool import Pool
 from whalepy.errors import VerificationError, WhaleError
 
 
-def units(model: nn.Module) -> list[str]:
-    """Paths of the elements of the model's outermost lists of modules, else of its children, in their order."""
+def units(model: nn.Module, batch: dict[str, Any]) -> list[str]:
+    """Paths of the elements of the model's outermost lists of modules, else of its children, in the order in which they
+    first run; those that never do come last."""
 
     def lists(module: nn.Module, path: str) -> Iterator[str]:
         for name, child in module.named_children():
@@ -40,13 +42,22 @@ def units(model: nn.Module) -> list[str]:
             else:
                 yield from lists(child, own)
 
-    return list(lists(model, "")) or [name for name, _ in model.named_children()]
+    paths = list(lists(model, "")) or [name for name, _ in model.named_children()]
+    ran: dict[str, None] = {}
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: ran.setdefault(path))
+        for path in paths
+    ]
+    model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return [*ran, *(path for path in paths if path not in ran)]
 
 
 def halves(name: str) -> tuple[list[str], list[str]]:
     """The units of a model, cut where both halves have about as many parameters."""
-    model, _ = made(name)
-    paths = units(model)
+    model, (batch,) = made(name)
+    paths = units(model, batch)
     sizes = [sum(p.numel() for p in model.get_submodule(path).parameters()) for path in paths]
     best = min(range(1, len(paths)), key=lambda k: abs(sum(sizes[:k]) - sum(sizes[k:])), default=1)
     return paths[:best], paths[best:]
