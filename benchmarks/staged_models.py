@@ -63,14 +63,13 @@ def halves(name: str) -> tuple[list[str], list[str]]:
     return paths[:best], paths[best:]
 
 
-def two_stages(name: str) -> dict[str, Any]:
+def two_stages(first: list[str], second: list[str]) -> dict[str, Any]:
     """Any rank for each."""
-    return {path: scope for half in halves(name) for scope in [whalepy.stage()] for path in half}
+    return {path: scope for half in (first, second) for scope in [whalepy.stage()] for path in half}
 
 
-def one_feeds_two(name: str) -> dict[str, Any]:
+def one_feeds_two(first: list[str], second: list[str]) -> dict[str, Any]:
     """One rank, then two that are split 3:1."""
-    first, second = halves(name)
     one, two = whalepy.stage(1), [whalepy.stage(2), whalepy.split(2, shares=[3, 1])]
     return {**dict.fromkeys(first, one), **dict.fromkeys(second, two)}
 
@@ -82,7 +81,7 @@ def result_of(pool: Pool, name: str, annotation: str) -> str:
     """How one run ended."""
     world, annotations = ANNOTATIONS[annotation]
     run = run_of(name, "split 3:1")
-    run = replace(run, annotations=partial(annotations, name), world=world, options={})
+    run = replace(run, annotations=partial(annotations, *halves(name)), world=world, options={})
     try:
         outcomes: list[Outcome] = pool.run(world, outcome, run, timeout_s=TIMEOUT_S)
     except VerificationError as error:
