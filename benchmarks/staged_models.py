@@ -81,8 +81,8 @@ def result_of(pool: Pool, name: str, annotation: str) -> str:
     """How one run ended."""
     world, annotations = ANNOTATIONS[annotation]
     run = run_of(name, "split 3:1")
-    run = replace(run, annotations=partial(annotations, *halves(name)), world=world, options={})
     try:
+        run = replace(run, annotations=partial(annotations, *halves(name)), world=world, options={})
         outcomes: list[Outcome] = pool.run(world, outcome, run, timeout_s=TIMEOUT_S)
     except VerificationError as error:
         return "FAILED: VerificationError: " + cell(str(error))
