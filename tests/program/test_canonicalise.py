@@ -182,6 +182,31 @@ def test_copies_of_one_are_an_expansion(copies: Callable[[Tensor, int], Tensor],
     assert made == {expected}
 
 
+# a number added -> the operators that are left
+SHIFTED = [
+    (lambda w: 0.0 + (w + 0).prod(), {"aten.prod"}),
+    (lambda w: (w - 0.0).prod(), {"aten.prod"}),
+    (lambda w: 1 - w.prod(), {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: torch.add(w.prod(), 2, alpha=3), {"aten.prod", "aten.full", "aten.add"}),
+    (lambda w: w.prod() - 2.5, {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: torch.rsub(w.prod(), 2, alpha=3), {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: (w + 1).prod(), {"aten.prod", "aten.add"}),
+    (lambda w: (0 - w).prod(), {"aten.prod", "aten.rsub"}),
+    (
+        lambda w: w.prod().detach().long() + 0.5 + w.prod(),
+        {"aten.prod", "aten.detach", "aten.to", "aten.add", "aten.full"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "left"), SHIFTED)
+def test_a_number_beside_a_scalar_is_a_term_of_its_own(function: Callable[[Tensor], Tensor], left: set[str]) -> None:
+    module, found, expected = canonical(lambda w: function(w).reshape(()))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    own = {"aten.sum", "aten.reshape"}
+    assert set(names(module)) - own - {"aten.add"} == left - {"aten.add"}
+
+
 def test_an_empty_operand_of_cat_goes() -> None:
     module, found, expected = canonical(lambda w: torch.cat([torch.empty(0, dtype=w.dtype), w, w * 2], 1).prod())
     torch.testing.assert_close(found, expected)

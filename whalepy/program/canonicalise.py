@@ -264,6 +264,33 @@ def _number(value: Any) -> Any:
     return as_size(value.meta["val"] if isinstance(value, fx.Node) else value or 0)
 
 
+def _shifted(build: _Builder, call: Call) -> fx.Node | None:
+    """A sum that starts at zero is what is added; a number beside a scalar is a term of its own, which counts once
+    where the scalar is added up of parts.
+
+    Before:  add(x, 0.0)        rsub(loss, 1)
+    After:   x                  sub(full([], 1), loss)
+    """
+    x, number, result = call["self"], call["other"], call.results[0]
+    value = x.meta["val"]
+    if not isinstance(number, int | float) or not result.dtype.is_floating_point:
+        return None
+    if number == 0 and call.name != "aten.rsub" and value.dtype == result.dtype:
+        return x
+    if value.ndim:
+        return None
+    term = build(aten.full.default, [], number, dtype=result.dtype, device=result.device)
+    terms = (term, x) if call.name == "aten.rsub" else (x, term)
+    return build(_SUMS[call.name], *terms, alpha=call["alpha"])
+
+
+_SUMS: dict[str, Any] = {
+    "aten.add": aten.add.Tensor,
+    "aten.sub": aten.sub.Tensor,
+    "aten.rsub": aten.sub.Tensor,
+}
+
+
 _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.slice": _slice,
     **dict.fromkeys(("aten.view_as", "aten.reshape_as", "aten.expand_as"), _like),
@@ -272,6 +299,7 @@ _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     **dict.fromkeys(("aten.repeat", "aten.tile"), _repeat),
     "aten.cat": _cat,
     "aten.embedding_bag": _embedding_bag,
+    **dict.fromkeys(_SUMS, _shifted),
     "aten.cross_entropy_loss": _cross_entropy,
     "aten.nll_loss": _cross_entropy,
     "aten.nll_loss_nd": _cross_entropy,
