@@ -5,8 +5,8 @@ rank that feeds a stage of two that is split 3:1.
 
 writes a section of docs/models.md after every model, and prints a line: exact and with how many microbatches, refused
 and why, or what is wrong; see benchmarks/models.py for what exact means. `--missing` makes only the rows that are not
-there, names make theirs anew. Stages are halves, by number of parameters, of the model's outermost lists of modules, in
-the order in which they run.
+there, names make theirs anew. Stages are halves, by number of parameters, of the model's outermost lists of modules, or
+of its children, in the order in which they run.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tests.pool import Pool
 from whalepy.errors import VerificationError, WhaleError
 
 
-def units(model: nn.Module, batch: dict[str, Any]) -> list[str]:
-    """Paths of the elements of the model's outermost lists of modules, else of its children, in the order in which they
-    first run; those that never do come last."""
+def units(model: nn.Module, batch: dict[str, Any]) -> list[list[str]]:
+    """Paths of what may be a part of a stage, in the order in which it first runs: the elements of the outermost lists
+    of modules, and the model's children; without those that never run."""
 
     def lists(module: nn.Module, path: str) -> Iterator[str]:
         for name, child in module.named_children():
@@ -42,25 +42,25 @@ def units(model: nn.Module, batch: dict[str, Any]) -> list[str]:
             else:
                 yield from lists(child, own)
 
-    paths = list(lists(model, "")) or [name for name, _ in model.named_children()]
+    children = [name for name, _ in model.named_children()]
     ran: dict[str, None] = {}
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: ran.setdefault(path))
-        for path in paths
-    ]
+    modules = {path: model.get_submodule(path) for path in (*lists(model, ""), *children)}
+    hooks = [m.register_forward_pre_hook(lambda *_, path=path: ran.setdefault(path)) for path, m in modules.items()]
     model(**batch)
     for hook in hooks:
         hook.remove()
-    return [*ran, *(path for path in paths if path not in ran)]
+    return [[path for path in ran if path in choice] for choice in (set(lists(model, "")), set(children))]
 
 
-def halves(name: str) -> tuple[list[str], list[str]]:
-    """The units of a model, cut where both halves have about as many parameters."""
+def halves(name: str) -> tuple[list[str], list[str]] | None:
+    """The units of a model, cut where both halves have about as many parameters; None where one would have none."""
     model, (batch,) = made(name)
-    paths = units(model, batch)
-    sizes = [sum(p.numel() for p in model.get_submodule(path).parameters()) for path in paths]
-    best = min(range(1, len(paths)), key=lambda k: abs(sum(sizes[:k]) - sum(sizes[k:])), default=1)
-    return paths[:best], paths[best:]
+    for paths in units(model, batch):
+        sizes = [sum(p.numel() for p in model.get_submodule(path).parameters()) for path in paths]
+        best = min(range(1, len(paths)), key=lambda k: abs(sum(sizes[:k]) - sum(sizes[k:])), default=0)
+        if sum(sizes[:best]) and sum(sizes[best:]):
+            return paths[:best], paths[best:]
+    return None
 
 
 def two_stages(first: list[str], second: list[str]) -> dict[str, Any]:
@@ -82,7 +82,10 @@ def result_of(pool: Pool, name: str, annotation: str) -> str:
     world, annotations = ANNOTATIONS[annotation]
     run = run_of(name, "split 3:1")
     try:
-        run = replace(run, annotations=partial(annotations, *halves(name)), world=world, options={})
+        parts = halves(name)
+        if parts is None:
+            return "not cut: its parameters are in one module"
+        run = replace(run, annotations=partial(annotations, *parts), world=world)
         outcomes: list[Outcome] = pool.run(world, outcome, run, timeout_s=TIMEOUT_S)
     except VerificationError as error:
         return "FAILED: VerificationError: " + cell(str(error))

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 HEADING = "## As pipelines"
 _BAR = re.compile(r"(?<!\\)\|")
-_KINDS = ("exact", "refused", "WRONG", "FAILED")
+_KINDS = ("exact", "refused", "not cut", "WRONG", "FAILED")
 _TEXT = """{heading}
 
 Made by `python -m benchmarks.staged_models` on {date}, with {versions}: the same models and
 batches, cut into two halves of about as many parameters. *Two stages*: one rank each. *1 feeds 2*: one rank feeds two
 that are split 3:1. whalepy chooses the microbatches: 8 of one row each, or one where the loss is no sum over rows, and
-why. *Exact* is what it is above. Not run: {missing}.
+why. *Exact* is what it is above; *not cut*: two stages make no sense. Not run: {missing}.
 
 {summary}
 
@@ -30,7 +30,11 @@ def section(text: str) -> str:
 
 def rows_in(text: str) -> dict[str, tuple[str, ...]]:
     """The rows of a document's section: by model, how each way to cut it ended."""
-    lines = [line for line in section(text).splitlines() if re.match(r"\| \w+ \| (exact|refused|WRONG|FAILED)\b", line)]
+    lines = [
+        line
+        for line in section(text).splitlines()
+        if re.match(r"\| \w+ \| (exact|refused|not cut|WRONG|FAILED)\b", line)
+    ]
     cells = [[cell.strip() for cell in _BAR.split(line.strip())[1:-1]] for line in lines]
     return {name: tuple(results) for name, *results in cells}
 

@@ -145,7 +145,7 @@ def test_the_section_of_pipelines_is_read_as_it_was_written_and_stays_below_the_
     assert text + section(made) == made
     assert with_section(made, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["c"]) == made
     assert staged_summary(STAGED) == (
-        "2 models, 0 of them exact both ways. 4 runs: 2 exact, 1 refused, 1 wrong, 0 failed."
+        "2 models, 0 of them exact both ways. 4 runs: 2 exact, 1 refused, 0 not cut, 1 wrong, 0 failed."
     )
 
 
