@@ -79,6 +79,8 @@ MEANS = [
     lambda w: F.hinge_embedding_loss(w, w.detach().sign()),
     lambda w: F.triplet_margin_loss(w, w.detach() * 2, w.detach() + 1),
     lambda w: F.cosine_embedding_loss(w, w.detach() + 1, TARGET.sign()),
+    lambda w: F.multi_margin_loss(w, TARGET.clamp(min=0), weight=CLASS_WEIGHT),
+    lambda w: F.multilabel_margin_loss(w, TARGET.clamp(min=-1)[:, None].expand(-1, 8).contiguous()),
 ]
 
 

@@ -304,4 +304,5 @@ _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.nll_loss": _cross_entropy,
     "aten.nll_loss_nd": _cross_entropy,
     **dict.fromkeys((*LOSSES_WITH_REDUCTION, "aten.triplet_margin_loss", "aten.cosine_embedding_loss"), _loss),
+    **dict.fromkeys(("aten.multi_margin_loss", "aten.multilabel_margin_loss"), _loss),
 }
