@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-TABLES = ("llm_foundry", "torchtitan", "megatron", "examples", "fits", "sailor_gh200")
+TABLES = ("llm_foundry", "torchtitan", "megatron", "examples", "fits", "sailor_gh200", "bigscience")
 INTEGERS = ("nodes", "per_node", "batch", "replicate", "split", "microbatches", "zero")
 
 # Variants of known types, as their publishers state them. Source: pytorch/torchtitan,
@@ -57,6 +57,7 @@ class Row:
     framework: str
     note: str
     source: str
+    stages: int = 1
 
     @property
     def devices(self) -> int:
@@ -85,6 +86,7 @@ def _row(entry: Mapping[str, str]) -> Row:
     values: dict[str, Any] = dict(entry)
     values.update({key: int(entry[key]) for key in INTEGERS})
     values.update({key: float(entry[key]) if entry[key] else None for key in ("published", "memory_gib")})
+    values["stages"] = int(entry.get("stages") or 1)
     values["tokens"] = int(entry["tokens"]) if entry["tokens"] else None
     return Row(**values)
 

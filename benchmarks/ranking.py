@@ -1,0 +1,217 @@
+"""Whether the dry run puts plans in the order in which they run: GPT-2 and ResNet on 2 to 4 ranks of this machine.
+
+    python -m benchmarks.ranking [--rounds N] [--results FILE]
+
+A profile of this machine is taken as `whalepy profile` does, on two ranks at once. Three clusters are made of it: two
+ranks with a core each, three of speed 2:1:1 (the last two share a core), four of which each has half a core. Twelve
+plans are forecast and saved as `whalepy plan --save` does, and what it chooses where nothing is forced; then each is
+run by `compile(plan=)` on gloo ranks with one thread each, all in turn and in the reverse order, in fresh processes.
+
+Kendall's tau counts the pairs of plans that differ by more than 5 % as measured: in the same order less in the other,
+over all. `chosen` is what was chosen over the best that was run on that cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import whalepy
+from benchmarks.pairs import machine
+from benchmarks.ways import on_ranks, own_core, parser_of, report
+from whalepy.dryrun.run import Request, run
+from whalepy.hardware.detect import RankReport, report_this_rank
+from whalepy.hardware.links import Link
+from whalepy.hardware.profile_file import measured_spec
+from whalepy.runtime.agreement import gather_objects
+from whalepy.runtime.groups import CPU, start_process_group
+from whalepy.runtime.measure import EFFORTS, measure_device
+from whalepy.runtime.measure_links import measure_links
+
+APART = 0.05
+"""Pairs that differ by less, as measured, are in no order."""
+STEPS = 7
+CORES = {"2 ranks": (0, 1), "2:1:1": (0, 1, 1), "4 ranks": (0, 1, 0, 1)}
+"""Clusters: the core of each rank."""
+
+
+def gpt2() -> tuple[nn.Module, dict[str, Any]]:
+    """Four layers of 256, 4096 ids; 16 rows of 128."""
+    import transformers
+
+    sizes: dict[str, Any] = {"n_layer": 4, "n_embd": 256, "n_head": 8, "vocab_size": 4096, "n_positions": 128}
+    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
+    torch.manual_seed(0)
+    ids = torch.randint(4096, (16, 128))
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **none, **ends))
+    return model, {"input_ids": ids, "labels": ids}
+
+
+def resnet() -> tuple[nn.Module, dict[str, Any]]:
+    """ResNet-50; 16 images of 64 pixels."""
+    import transformers
+
+    torch.manual_seed(0)
+    classes: dict[str, Any] = {"num_labels": 100}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**classes))
+    return model, {"pixel_values": torch.randn(16, 3, 64, 64), "labels": torch.arange(16)}
+
+
+MODELS = {"gpt2": gpt2, "resnet": resnet}
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A plan by what is forced; the planner's own where that is nothing."""
+
+    model: str
+    cluster: str
+    forced: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        forced = ", ".join(f"{key} {value}" for key, value in self.forced.items()) or "chosen"
+        return f"{self.model} on {self.cluster}: {forced}"
+
+
+PLANS = (
+    Asked("gpt2", "2 ranks", {"replicate": 2, "stages": 1}),
+    Asked("gpt2", "2 ranks", {"split": 2, "stages": 1}),
+    Asked("gpt2", "2 ranks", {"stages": 2, "microbatches": 4}),
+    Asked("gpt2", "2:1:1", {"replicate": 3, "stages": 1}),
+    Asked("gpt2", "2:1:1", {"replicate": 3, "stages": 1, "shares": "equal"}),
+    Asked("gpt2", "2:1:1", {"stages": 3, "microbatches": 8}),
+    Asked("gpt2", "4 ranks", {"replicate": 4, "stages": 1}),
+    Asked("gpt2", "4 ranks", {"replicate": 2, "split": 2, "stages": 1}),
+    Asked("gpt2", "4 ranks", {"stages": 2, "replicate": 2, "microbatches": 4}),
+    Asked("resnet", "2 ranks", {"replicate": 2, "stages": 1}),
+    Asked("resnet", "2:1:1", {"replicate": 3, "stages": 1}),
+    Asked("resnet", "2:1:1", {"replicate": 3, "stages": 1, "shares": "equal"}),
+)
+CHOSEN = tuple(Asked(model, cluster, {}) for model in ("gpt2", "resnet") for cluster in ("2 ranks", "2:1:1"))
+
+
+# -- forecasts -----------------------------------------------------------------------------------------------------
+
+
+def profile_on_rank() -> tuple[RankReport, Link]:
+    """This rank's profile, while the other core is busy with the other one, and the link between both."""
+    own_core()
+    host = start_process_group(CPU)
+    report = report_this_rank(CPU, measure_device(CPU, effort=EFFORTS["cpu", False]))
+    reports = gather_objects(host, report)
+    links = measure_links(host, [other.host for other in reports], CPU)
+    return report, links.inside[report.host]
+
+
+def clusters_of(report: RankReport, link: Link, folder: Path) -> dict[str, Path]:
+    """A file for each cluster, of devices like the one that was measured; those that share a core have their part."""
+    data = measured_spec([report], {report.host: link}, None).to_dict()
+    (node,) = data["nodes"]
+    (device,) = node["devices"]
+    between = {"bandwidth": link.bandwidth_bytes_per_s, "latency_s": link.latency_s, "origin": "measured"}
+    found: dict[str, Path] = {}
+    for name, cores in CORES.items():
+        devices = [device | {"count": 1, "speed": 1 / cores.count(core)} for core in cores]
+        found[name] = folder / f"{name.replace(' ', '-').replace(':', '-')}.json"
+        found[name].write_text(json.dumps(data | {"nodes": [node | {"devices": devices, "link": between}]}))
+    return found
+
+
+def forecast(asked: Asked, cluster: Path, folder: Path) -> tuple[float, Path]:
+    """Seconds of a step, and the file of the plan."""
+    target = f"{__file__}:{asked.model}"
+    request = Request(target, str(cluster), optimizer="sgd", **asked.forced)
+    found, plan = run(request, lambda _: None)
+    assert plan is not None
+    path = folder / f"{len(list(folder.glob('*.plan')))}.plan"
+    plan.save(path)
+    return found.step_time_s, path
+
+
+# -- running -------------------------------------------------------------------------------------------------------
+
+
+def steps_on_rank(asked: Asked, cluster: str, plan: str) -> list[float]:
+    """Seconds of a few steps, of the rank that takes longest."""
+    host = start_process_group(CPU)
+    own_core(CORES[asked.cluster][host.position])
+    model, batch = MODELS[asked.model]()
+    parallel = whalepy.compile(model, cluster, batch, plan=plan)
+    rows = parallel.local_batch(batch)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=1e-4)
+    times: list[float] = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        parallel.train_step(**rows)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(max(gather_objects(host, time.perf_counter() - start)))
+    return times[2:]
+
+
+def kendall(rows: Sequence[Mapping[str, float]]) -> tuple[float, int]:
+    """Tau over pairs that differ as measured, and their number."""
+    pairs = [
+        (a["predicted_s"] - b["predicted_s"]) * (a["measured_s"] - b["measured_s"])
+        for a, b in combinations(rows, 2)
+        if abs(a["measured_s"] - b["measured_s"]) > APART * min(a["measured_s"], b["measured_s"])
+    ]
+    return sum(1 if one > 0 else -1 for one in pairs) / max(len(pairs), 1), len(pairs)
+
+
+def compared(rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each plan: predicted and measured."""
+    seen, link = on_ranks(2, profile_on_rank)
+    clusters = clusters_of(seen, link, folder)
+    asked = [*PLANS, *CHOSEN]
+    made = {one: forecast(one, clusters[one.cluster], folder) for one in asked}
+    times: dict[Asked, list[float]] = {one: [] for one in asked}
+    for turn in range(rounds):
+        for one in asked if turn % 2 == 0 else reversed(asked):
+            world = len(CORES[one.cluster])
+            times[one] += on_ranks(world, steps_on_rank, one, str(clusters[one.cluster]), str(made[one][1]))
+            print(f"{one.name}: predicted {made[one][0]:.3f} s, steps so far {statistics.median(times[one]):.3f} s")
+    return [
+        {
+            "plan": one.name, "model": one.model, "cluster": one.cluster,
+            "predicted_s": round(made[one][0], 4), "measured_s": round(statistics.median(times[one]), 4),
+        }
+        for one in asked
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = parser_of(__doc__, pairs=False)
+    parser.add_argument("--rounds", type=int, default=2, help="how often each plan is run")
+    options = parser.parse_args()
+    before = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compared(options.rounds, Path(folder))
+    tau, pairs = kendall(rows[: len(PLANS)])
+    chosen = {
+        f"{one['model']} on {one['cluster']}": round(one["measured_s"] / min(_alike(rows, one)), 3)
+        for one in rows[len(PLANS) :]
+    }
+    print(f"Kendall's tau {tau:.3f} over {pairs} pairs; chosen over best {chosen}")
+    report(options.results, "ranking", before, {"tau": tau, "pairs": pairs, "chosen": chosen, "rows": rows})
+
+
+def _alike(rows: Sequence[Mapping[str, Any]], one: Mapping[str, Any]) -> list[float]:
+    """The times of all plans of that model on that cluster."""
+    return [row["measured_s"] for row in rows if (row["model"], row["cluster"]) == (one["model"], one["cluster"])]
+
+
+if __name__ == "__main__":
+    main()
