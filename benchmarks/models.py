@@ -27,6 +27,7 @@ from benchmarks.language_models import LANGUAGE
 from benchmarks.model_table import DOCUMENT, Head, Row, cell, document, read_rows, summary
 from benchmarks.multimodal_models import MULTIMODAL
 from benchmarks.popular_models import POPULAR
+from benchmarks.staged_table import section
 from benchmarks.text_models import TEXT
 from benchmarks.vision_models import VISION
 from tests.exactness import Run, differences, momentum
@@ -159,10 +160,11 @@ def main() -> None:
     if unknown := sorted(set(options.names) - set(MODELS)):
         parser.error(f"no model {', '.join(unknown)}: there are {', '.join(MODELS)}")
     rows = kept(options)
+    pipelines = section(DOCUMENT.read_text()) if DOCUMENT.exists() else ""
     for row in rows_of(options.names or [name for name in MODELS if name not in rows]):
         rows[row.name] = row
         date = datetime.date.today().isoformat()
-        DOCUMENT.write_text(document(head(), date, [rows[name] for name in MODELS if name in rows]))
+        DOCUMENT.write_text(document(head(), date, [rows[name] for name in MODELS if name in rows]) + pipelines)
     print(summary(rows.values()))
 
 

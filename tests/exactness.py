@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -62,6 +62,9 @@ class Outcome:
 
     wrong: list[str] = field(default_factory=list[str])
     shared: list[float] = field(default_factory=list[float])
+    microbatches: int = 1
+    notes: tuple[str, ...] = ()
+    """What the plan says of itself."""
 
 
 def compare(workers: Pool, run: Run, *, timeout_s: float = 120.0) -> None:
@@ -72,7 +75,11 @@ def compare(workers: Pool, run: Run, *, timeout_s: float = 120.0) -> None:
 
 def differences(workers: Pool, run: Run, *, timeout_s: float = 120.0) -> list[str]:
     """A sentence for each thing that differs from the local run, on any rank."""
-    outcomes: list[Outcome] = workers.run(run.world, outcome, run, timeout_s=timeout_s)
+    return wrong_in(workers.run(run.world, outcome, run, timeout_s=timeout_s))
+
+
+def wrong_in(outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence for each thing that any rank saw differ."""
     found = [f"rank {rank}: {text}" for rank, one in enumerate(outcomes) for text in one.wrong]
     if any(one.shared != outcomes[0].shared for one in outcomes):
         found.append(f"ranks disagree on losses or norms: {[one.shared for one in outcomes]}")
@@ -89,6 +96,7 @@ def outcome(run: Run) -> Outcome:
         whalepy.annotate(model, run.annotations())
         spec = run.spec or f"{run.world}xcpu"
         parallel = whalepy.compile(model, spec, batches[0], loss_fn=run.loss_fn, **run.options)
+        found.microbatches, found.notes = parallel.plan.microbatches, parallel.plan.notes
         Training(run, parallel, local, batches, found).run()
     return found
 

@@ -188,3 +188,33 @@ def skipping() -> models.Made:
     draw = torch.Generator().manual_seed(3)
     batches = [(torch.randn(n, 6, generator=draw), torch.rand(n, generator=draw), torch.arange(n) % 3) for n in (7, 9)]
     return Skipping(), batches
+
+
+class Towers(nn.Module):
+    """Two towers; the second one is read by what follows the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.words, self.read, self.both = (
+            nn.Linear(6, 6),
+            nn.Embedding(9, 6),
+            nn.Linear(6, 6),
+            nn.Linear(6, 3),
+        )
+
+    def forward(self, x: Tensor, words: Tensor, target: Tensor) -> Tensor:
+        seen = torch.tanh(self.seen(x))
+        read = torch.tanh(self.read(self.words(words)))
+        return nn.functional.cross_entropy(self.both(seen * read), target)
+
+
+def towers() -> models.Made:
+    """The model above."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, 6, generator=torch.Generator().manual_seed(3))
+    return Towers(), [(rows, torch.arange(6), torch.arange(6) % 3)]
+
+
+def towers_from_behind() -> dict[str, Any]:
+    """The stage that the model enters first reads what the other one gives."""
+    return staged([["read"], ["seen", "both"]])

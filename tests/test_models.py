@@ -12,6 +12,8 @@ import pytest
 import whalepy
 from benchmarks.model_table import DOCUMENT, Head, Row, cell, document, read_rows, summary
 from benchmarks.models import ANNOTATIONS, MODELS, NAMED, head, run_of
+from benchmarks.staged_table import rows_in, section, with_section
+from benchmarks.staged_table import summary as staged_summary
 from tests.exactness import compare
 from tests.pool import Pool
 from whalepy.errors import WhaleError
@@ -130,6 +132,26 @@ def test_a_document_is_read_as_it_was_written() -> None:
 
 def test_rows_of_other_versions_are_made_anew() -> None:
     assert read_rows(document(replace(HEAD, torch="2.1"), "2026-01-31", ROWS), HEAD) == []
+
+
+STAGED = {"a": ("exact: 8 microbatches", "refused: fixes a \\| b"), "b": ("exact: 1 microbatches; why", "WRONG: loss")}
+
+
+def test_the_section_of_pipelines_is_read_as_it_was_written_and_stays_below_the_models() -> None:
+    text = document(HEAD, "2026-01-31", ROWS)
+    made = with_section(text, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["c"])
+    assert rows_in(made) == STAGED
+    assert read_rows(made, HEAD) == ROWS
+    assert text + section(made) == made
+    assert with_section(made, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["c"]) == made
+    assert staged_summary(STAGED) == (
+        "2 models, 0 of them exact both ways. 4 runs: 2 exact, 1 refused, 0 not cut, 1 wrong, 0 failed."
+    )
+
+
+def test_no_model_is_wrong_or_fails_in_stages() -> None:
+    rows = rows_in(DOCUMENT.read_text())
+    assert not {n: r for n, r in rows.items() if any(x.startswith(("WRONG", "FAILED")) for x in r)}
 
 
 def test_the_named_models_come_first() -> None:

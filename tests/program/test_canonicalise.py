@@ -79,6 +79,8 @@ MEANS = [
     lambda w: F.hinge_embedding_loss(w, w.detach().sign()),
     lambda w: F.triplet_margin_loss(w, w.detach() * 2, w.detach() + 1),
     lambda w: F.cosine_embedding_loss(w, w.detach() + 1, TARGET.sign()),
+    lambda w: F.multi_margin_loss(w, TARGET.clamp(min=0), weight=CLASS_WEIGHT),
+    lambda w: F.multilabel_margin_loss(w, TARGET.clamp(min=-1)[:, None].expand(-1, 8).contiguous()),
 ]
 
 
@@ -159,6 +161,52 @@ def test_the_shape_and_the_type_of_another_tensor_become_arguments() -> None:
     )
     torch.testing.assert_close(found, expected)
     assert not {"aten.view_as", "aten.reshape_as", "aten.type_as", "aten.expand_as"} & set(names(module))
+
+
+# copies -> the operator that makes them
+COPIES = [
+    (lambda w, n: w[:1].repeat(n, 1), "aten.expand"),
+    (lambda w, n: w[0].repeat(n, 1), "aten.expand"),
+    (lambda w, n: w[:1].repeat(2, n, 1).view(2 * n, 8)[:n], "aten.expand"),
+    (lambda w, n: w[:, :1].tile(8), "aten.expand"),
+    (lambda w, n: w[:3].repeat(2, 1), "aten.repeat"),
+    (lambda w, n: w[:1, :4].repeat(n, 2), "aten.repeat"),
+    (lambda w, n: w[:1].repeat_interleave(n, 0), "aten.repeat_interleave"),
+]
+
+
+@pytest.mark.parametrize(("copies", "expected"), COPIES)
+def test_copies_of_one_are_an_expansion(copies: Callable[[Tensor, int], Tensor], expected: str) -> None:
+    x = torch.rand(6, 8, dtype=torch.float64)
+    module, found, whole = canonical(lambda w, x: (w * (copies(w, x.shape[0]) + x)).sum(), x)
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=0)
+    made = {"aten.expand", "aten.repeat", "aten.tile", "aten.repeat_interleave"} & set(names(module))
+    assert made == {expected}
+
+
+# a number added -> the operators that are left
+SHIFTED = [
+    (lambda w: 0.0 + (w + 0).prod(), {"aten.prod"}),
+    (lambda w: (w - 0.0).prod(), {"aten.prod"}),
+    (lambda w: 1 - w.prod(), {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: torch.add(w.prod(), 2, alpha=3), {"aten.prod", "aten.full", "aten.add"}),
+    (lambda w: w.prod() - 2.5, {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: torch.rsub(w.prod(), 2, alpha=3), {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: (w + 1).prod(), {"aten.prod", "aten.add"}),
+    (lambda w: (0 - w).prod(), {"aten.prod", "aten.rsub"}),
+    (
+        lambda w: w.prod().detach().long() + 0.5 + w.prod(),
+        {"aten.prod", "aten.detach", "aten.to", "aten.add", "aten.full"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "left"), SHIFTED)
+def test_a_number_beside_a_scalar_is_a_term_of_its_own(function: Callable[[Tensor], Tensor], left: set[str]) -> None:
+    module, found, expected = canonical(lambda w: function(w).reshape(()))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    own = {"aten.sum", "aten.reshape"}
+    assert set(names(module)) - own - {"aten.add"} == left - {"aten.add"}
 
 
 def test_an_empty_operand_of_cat_goes() -> None:

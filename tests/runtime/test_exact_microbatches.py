@@ -102,6 +102,53 @@ def test_a_mean_counts_the_rows_of_the_step_where_no_level_cuts_rows(workers: Po
     compare(workers, Run(averaged, lambda: scopes, 2 if scopes else 1, options=THREE))
 
 
+class Tokens(torch.nn.Module):
+    """A learned token beside the words of each row, which attend to it; the loss starts at a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.table = torch.nn.Parameter(torch.randn(1, 1, 6)), torch.nn.Embedding(9, 6)
+        self.mix, self.down = torch.nn.Linear(6, 6), torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        query = self.mix(self.token.expand(len(x), 2, -1))
+        seen = torch.nn.functional.scaled_dot_product_attention(query, x, x)
+        first = torch.cat([self.token.repeat(len(x), 1, 1), seen, x], dim=1).mean(1)
+        return 1.5 - torch.nn.functional.cross_entropy(self.down(first), target).neg() + 0
+
+
+class Places(Tokens):
+    """A learned vector for each row, by its number."""
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.table(torch.arange(len(x)))[:, None], target)
+
+
+class Heads(Tokens):
+    """The same, the first rows of a table."""
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.table.weight[: len(x), None], target)
+
+
+def with_tokens(model: type[torch.nn.Module] = Tokens) -> models.Made:
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    return model(), [(torch.randn(n, 3, 6, generator=draw), torch.arange(n) % 4) for n in (8, 7)]
+
+
+@pytest.mark.parametrize("scopes", [{"": whalepy.replicate(2, shares=(3, 1))}, {"mix": whalepy.split(2)}], ids=str)
+def test_copies_of_a_parameter_for_each_row_are_cut(workers: Pool, scopes: Any) -> None:
+    compare(workers, Run(with_tokens, lambda: scopes, 2, options=THREE))
+
+
+@pytest.mark.parametrize("model", [Places, Heads])
+def test_rows_of_a_parameter_are_not_cut(model: type[torch.nn.Module]) -> None:
+    own, (batch, _) = with_tokens(model)
+    with pytest.raises(PlanError, match="the loss is not a sum over rows"):
+        whalepy.plan(whalepy.annotate(own, uneven()), "2xcpu", batch, **THREE)
+
+
 def running_mean(count: int) -> torch.Tensor:
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3, momentum=1.0), torch.nn.Linear(3, 4))
     rows = torch.arange(18.0).view(6, 3)

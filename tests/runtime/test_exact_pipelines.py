@@ -147,6 +147,9 @@ RUNS: dict[str, Run] = {
         evaluate=True,
     ),
     "written in training, read in evaluation": Run(pipelines.counting, dict[str, Any], 2, evaluate=True),
+    "entered before what it reads": Run(
+        pipelines.towers, pipelines.towers_from_behind, 2, options={"microbatches": 2}, evaluate=True
+    ),
     "one microbatch": Run(pipelines.gpt2, lambda: gpt2(0, 2, 4), 2, options={"microbatches": 1}, evaluate=True),
     "more than rows of some": Run(
         pipelines.gpt2,

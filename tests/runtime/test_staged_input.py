@@ -31,6 +31,14 @@ class Mlp(nn.Module):
         return self.three(self.same(self.two(self.one(x)))).square().mean()
 
 
+class Normed(Mlp):
+    """The same with batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+
+
 class Back(nn.Module):
     """A stage that is entered again after one whose results it reads."""
 
@@ -151,7 +159,16 @@ def _lines() -> dict[str, str]:
 
 def test_microbatches_chosen_here_do_not_change_a_loss_that_is_no_sum() -> None:
     with pytest.warns(UserWarning, match=r"^1 microbatches are fewer than 2 stages: every device waits 50% of a step"):
-        assert planned(two(), model=RootMean).microbatches == 1
+        plan = planned(two(), model=RootMean)
+    assert plan.microbatches == 1
+    assert "one microbatch: the loss is not a sum over rows: aten.sqrt needs all rows at once" in plan.explain()
+
+
+def test_batch_norm_is_told_as_the_reason_of_one_microbatch() -> None:
+    with pytest.warns(UserWarning, match=r"^1 microbatches are fewer than 2 stages"):
+        plan = planned(two(), model=Normed)
+    assert plan.microbatches == 1
+    assert "one microbatch: batch norm takes its statistics from all rows that it sees at once" in plan.explain()
 
 
 def test_devices_that_nothing_can_use_are_idle_and_told() -> None:

@@ -82,6 +82,9 @@ class Level:
     """Fewest units an axis must have to be cut: the positions with a positive weight."""
     received_cut: int | None = None
     """The cut of the rows of what other stages give; None: every position gets it whole."""
+    copies: bool = False
+    """Whether rows that are made of parameters alone, as copies of one, are cut too: parts of the rows are all there
+    is of them in a microbatch."""
 
 
 @dataclass
@@ -145,7 +148,10 @@ def _mode(ops: Operators, level: Level, orders: Mapping[int, Sequence[str]], mad
                 break
     elif owner is not None or any(ops.parameter_only[p] for p, _ in op.operands):
         fitting = [o for o in ways if o.axis == ops.batch]
-        if fitting and (not ops.parameter_only[i] or _best_match(ops, made, op, fitting)[0] > 0):
+        if level.copies and ops.parameter_only[i]:
+            fitting = [o for o in fitting if _lies_so(made, op, o)]
+            chosen = _best_match(ops, made, op, fitting)[1] if fitting else None
+        elif fitting and (not ops.parameter_only[i] or _best_match(ops, made, op, fitting)[0] > 0):
             chosen = _best_match(ops, made, op, fitting)[1]
     if chosen is None:
         return _follow(made, op, ways, owner)
@@ -168,6 +174,15 @@ def _bytes_in_place(ops: Operators, made: Assignment, op: Operator, way: Option)
         if isinstance(now, Sharded) and place is not None and same_spot(now, Sharded(place, 0)):
             total += ops.items[p].result_bytes[r]
     return total
+
+
+def _lies_so(made: Assignment, op: Operator, way: Option) -> bool:
+    """Whether every operand that an option cuts lies cut there."""
+    for key, place in zip(op.operands, way.inputs, strict=True):
+        now = made.types.get(key)
+        if place is not None and not (isinstance(now, Sharded) and same_spot(now, Sharded(place, 0))):
+            return False
+    return True
 
 
 def _cut_in_use(made: Assignment, op: Operator, way: Option, default: int) -> int:

@@ -143,6 +143,22 @@ def _like(build: _Builder, call: Call) -> fx.Node | None:
     return build(target, call["self"], sizes)
 
 
+def _repeat(build: _Builder, call: Call) -> fx.Node | None:
+    """Copies of a dim of size 1, or along a new one, are an expansion, which can be cut along them.
+
+    Before:  repeat(x, [n, 1, 1])           x of one row
+    After:   expand(x, [n, -1, -1])
+    """
+    counts = list(call["repeats"] if "repeats" in call.arguments else call["dims"])
+    counts = [1] * (len(call.sizes(0)) - len(counts)) + counts
+    sizes = [1] * (len(counts) - len(call.sizes(0))) + list(call.sizes(0))
+    if any(size != 1 and count != 1 for size, count in zip(sizes, counts, strict=True)):
+        return None
+    lead = len(counts) - len(call.sizes(0))
+    kept = [-1 if d >= lead and count == 1 else count for d, count in enumerate(counts)]
+    return build(aten.expand.default, call["self"], kept)
+
+
 def _cast_like(build: _Builder, call: Call) -> fx.Node | None:
     """type_as and to(other): the other operand lends its type only."""
     other = call["other"]
@@ -248,15 +264,45 @@ def _number(value: Any) -> Any:
     return as_size(value.meta["val"] if isinstance(value, fx.Node) else value or 0)
 
 
+def _shifted(build: _Builder, call: Call) -> fx.Node | None:
+    """A sum that starts at zero is what is added; a number beside a scalar is a term of its own, which counts once
+    where the scalar is added up of parts.
+
+    Before:  add(x, 0.0)        rsub(loss, 1)
+    After:   x                  sub(full([], 1), loss)
+    """
+    x, number, result = call["self"], call["other"], call.results[0]
+    value = x.meta["val"]
+    if not isinstance(number, int | float) or not result.dtype.is_floating_point:
+        return None
+    if number == 0 and call.name != "aten.rsub" and value.dtype == result.dtype:
+        return x
+    if value.ndim:
+        return None
+    term = build(aten.full.default, [], number, dtype=result.dtype, device=result.device)
+    terms = (term, x) if call.name == "aten.rsub" else (x, term)
+    return build(_SUMS[call.name], *terms, alpha=call["alpha"])
+
+
+_SUMS: dict[str, Any] = {
+    "aten.add": aten.add.Tensor,
+    "aten.sub": aten.sub.Tensor,
+    "aten.rsub": aten.sub.Tensor,
+}
+
+
 _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
     "aten.slice": _slice,
     **dict.fromkeys(("aten.view_as", "aten.reshape_as", "aten.expand_as"), _like),
     **dict.fromkeys(("aten.type_as", "aten.to"), _cast_like),
     **dict.fromkeys(_CREATES, _created),
+    **dict.fromkeys(("aten.repeat", "aten.tile"), _repeat),
     "aten.cat": _cat,
     "aten.embedding_bag": _embedding_bag,
+    **dict.fromkeys(_SUMS, _shifted),
     "aten.cross_entropy_loss": _cross_entropy,
     "aten.nll_loss": _cross_entropy,
     "aten.nll_loss_nd": _cross_entropy,
     **dict.fromkeys((*LOSSES_WITH_REDUCTION, "aten.triplet_margin_loss", "aten.cosine_embedding_loss"), _loss),
+    **dict.fromkeys(("aten.multi_margin_loss", "aten.multilabel_margin_loss"), _loss),
 }

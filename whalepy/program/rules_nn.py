@@ -147,6 +147,14 @@ def _cosine_embedding(call: Call) -> Rule | None:
     return parse_rule("nD, nD, n -> n") if call["reduction"] == 0 and call.ranks == (2, 2, 1) else None
 
 
+def _margins(call: Call) -> Rule | None:
+    """Each class against the right ones: the classes of a row are whole."""
+    target = "n" if call.name == "aten.multi_margin_loss" else "nC"
+    weight = [", C"] * (len(call.operands) - 2)
+    whole = call["reduction"] == 0 and call.ranks[0] == 2
+    return parse_rule(f"nC, {target}{''.join(weight)} -> n") if whole else None
+
+
 LINES: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
     "aten.im2col": ("n___ -> n__", ((0,),)),
     "aten.col2im": ("n__ -> n___", ((0,),)),
@@ -195,4 +203,5 @@ MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("aten.cross_entropy_loss", "aten.nll_loss_nd", "aten.nll_loss"), _cross_entropy),
     "aten.triplet_margin_loss": _triplet,
     "aten.cosine_embedding_loss": _cosine_embedding,
+    **dict.fromkeys(("aten.multi_margin_loss", "aten.multilabel_margin_loss"), _margins),
 }

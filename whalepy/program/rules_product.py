@@ -63,17 +63,18 @@ def _addmm(call: Call) -> Rule:
 
 
 def _einsum(call: Call) -> Rule | None:
-    """Every index a factor; traces, ellipses and implied results have no rule."""
+    """Every index a factor; traces, implied results, and leading dims that are summed, have no rule."""
     equation = str(call["equation"]).replace(" ", "")
     left, arrow, right = equation.partition("->")
-    entries = left.split(",")
-    if not arrow or not re.fullmatch(r"[a-zA-Z,]*", left) or len(entries) != len(call.operands):
+    sides = [*left.split(","), right]
+    entries: list[list[str]] = [re.findall(r"\.\.\.|[a-zA-Z]", side) for side in sides]
+    plain = all("".join(entry) == side for entry, side in zip(entries, sides, strict=True))
+    if not arrow or not plain or len(sides) != len(call.operands) + 1:
         return None
-    if any(len(set(entry)) != len(entry) for entry in (*entries, right)):
+    if any(len(set(entry)) != len(entry) for entry in entries) or ("..." in left and "..." not in right):
         return None
     # Upper-case indices are ordinary ones: in a rule they would be whole.
-    names = [[f"{letter}1" if letter.isupper() else letter for letter in entry] for entry in (*entries, right)]
-    names = [[name.lower() + "x" if name.endswith("1") else name for name in entry] for entry in names]
+    names = [[f"{name.lower()}1x" if name.isupper() else name for name in entry] for entry in entries]
     linear = tuple(frozenset({i}) for i in range(len(call.operands)))
     return write(names[:-1], names[-1:], linear=linear)
 

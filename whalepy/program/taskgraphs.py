@@ -75,13 +75,66 @@ class Taskgraphs:
 
 
 def stages_in(program: Program) -> tuple[Primitive, ...]:
-    """The stage scopes in the order in which the model first enters them; none where the program is not cut."""
+    """The stage scopes in an order in which data flows one way; none where the program is not cut.
+
+    Of those that read nothing of each other comes first which the model enters first; so too of all where they read
+    each other in a circle.
+    """
     first: dict[Primitive, int] = {}
     for op, turn in zip(program.operators, turns(program), strict=True):
         for p in map(scope_by_id, op.scope if op.kind == "call" else ()):
             if p.kind == "stage":
                 first[p] = min(first.get(p, turn), turn)
-    return tuple(sorted(first, key=first.__getitem__))
+    entered = sorted(first, key=first.__getitem__)
+    return _along_data(entered, _read_before(program, entered))
+
+
+def _along_data(entered: Sequence[Primitive], reads: Mapping[Primitive, set[Primitive]]) -> tuple[Primitive, ...]:
+    """The stages, each behind those that it reads from; as they are where that cannot be."""
+    found: list[Primitive] = []
+    left = list(entered)
+    while left:
+        ready = next((stage for stage in left if reads[stage] <= {stage, *found}), None)
+        if ready is None:
+            return tuple(entered)
+        left.remove(ready)
+        found.append(ready)
+    return tuple(found)
+
+
+def _read_before(program: Program, stages: Sequence[Primitive]) -> dict[Primitive, set[Primitive]]:
+    """Per stage, those whose results it reads, directly or through others."""
+    bits = {stage.id: 1 << k for k, stage in enumerate(stages)}
+    free = independent(program)
+    behind: list[int] = []
+    reads = dict.fromkeys(stages, 0)
+    for i, op in enumerate(program.operators):
+        found = 0
+        for k, _ in op.operands:
+            found |= behind[k]
+        inside = [scope for scope in op.scope if scope in bits] if op.kind == "call" and not free[i] else []
+        for scope in inside:
+            reads[scope_by_id(scope)] |= found
+            found |= bits[scope]
+        behind.append(found)
+    return {stage: {other for other in stages if mask & bits[other.id]} for stage, mask in reads.items()}
+
+
+def independent(program: Program, written: Collection[str] = ()) -> list[bool]:
+    """Whether an operator depends on nothing but inputs, constants, and buffers that the program does not write.
+
+    `written`: further buffers that are no constants, and parameters, by name.
+    """
+    written = {*program.captured.mutations, *written}
+    found: list[bool] = []
+    for i, op in enumerate(program.operators):
+        if op.kind == "call":
+            found.append(not op.random and all(found[k] for k, _ in op.operands))
+        elif op.kind == "buffer":
+            found.append(program.placeholder(i).name not in written)
+        else:
+            found.append(op.kind in ("input", "constant"))
+    return found
 
 
 def turns(program: Program) -> list[int]:
@@ -100,7 +153,8 @@ def taskgraphs(
 ) -> Taskgraphs:
     """The stages of a program, in the order of `stages`; `owners`: where parameters are already kept.
 
-    Operators outside every stage belong to the stage before them, leading ones to the first.
+    Operators outside every stage belong to the stage before them, leading ones to the first; to an earlier stage that
+    reads them, if there is one.
     Raises AnnotationError for a stage that reads from a later one.
     """
     return _Cutter(program, stages, rescope, dict(owners or {})).run()
@@ -154,18 +208,28 @@ class _Cutter:
             if p in place
         }
         entered = sorted((when[i], stage) for i, stage in inside.items())
+        wanted = self._first_readers(inside)
         found: dict[int, int] = {}
         for i, op in enumerate(self.program.operators):
             if op.kind == "output":
                 found[i] = len(self.stages) - 1
             elif op.kind == "call":
                 at = bisect_left(entered, (when[i], -1))
-                before = entered[at - 1][1] if at else 0
+                before = min(entered[at - 1][1] if at else 0, wanted[i])
                 behind = [found[k] for k, _ in op.operands if k in found and not self.anywhere[k]]
                 found[i] = inside.get(i, max([before, *behind]))
         for i, op in enumerate(self.program.operators):
             if op.kind == "buffer" and not self.anywhere[i]:
                 found[i] = self._writer(i, found)
+        return found
+
+    def _first_readers(self, inside: Mapping[int, int]) -> list[int]:
+        """Per operator, the first stage that reads its results, directly or through operators outside every stage."""
+        found = [len(self.stages) - 1] * len(self.program.operators)
+        for i in reversed(range(len(found))):
+            if not self.anywhere[i]:
+                for k, _ in self.program.operators[i].operands:
+                    found[k] = min(found[k], inside.get(i, found[i]))
         return found
 
     def _writer(self, buffer: int, found: Mapping[int, int]) -> int:
@@ -193,16 +257,7 @@ class _Cutter:
     @cached_property
     def anywhere(self) -> list[bool]:
         """Whether an operator depends on nothing but inputs and constants: it is computed wherever it is read."""
-        written = {*self.program.captured.mutations, *self.owners}  # what another program writes is kept by its stage
-        found: list[bool] = []
-        for i, op in enumerate(self.program.operators):
-            if op.kind == "call":
-                found.append(not op.random and all(found[k] for k, _ in op.operands))
-            elif op.kind == "buffer":
-                found.append(self.program.placeholder(i).name not in written)
-            else:
-                found.append(op.kind in ("input", "constant"))
-        return found
+        return independent(self.program, self.owners)  # what another program writes is kept by its stage
 
     @cached_property
     def learning(self) -> set[Value]:

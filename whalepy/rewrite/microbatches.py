@@ -86,6 +86,7 @@ def _level(program: Program, subject: Subject) -> Level:
         outer=(),
         minimum=1,
         received_cut=0,
+        copies=True,
     )
 
 

@@ -287,7 +287,8 @@ def planned(
     arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1, idle=choices.idle, loads=loads)
     by_stage = [[speeds[d] for d in devices] for devices in arrangement.devices]
     orders = None if given is None else [stage.orders for stage in given.stages]
-    microbatches, main, found = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
+    cut = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
+    main, found = cut.main, cut.orders
     stages = tuple(
         stage_plan(
             made.decisions,
@@ -304,14 +305,14 @@ def planned(
         stages,
         devices=len(placed),
         schedule=schedule,
-        microbatches=microbatches,
+        microbatches=cut.microbatches,
         seed=choices.seed if given is None else given.seed,
         rows=rows,
         fingerprint=own,
     )
     _check_rows(made, [p for stage in main.stages for chain in stage.chains for p in chain])
     _check_shared_rows(made)
-    notes = (*notes_of(main), *_waits(made))
+    notes = (*notes_of(main), *cut.notes, *_waits(made))
     return replace(made, notes=notes, programs=programs_of(main, made)), main
 
 
@@ -341,6 +342,17 @@ _MICROBATCHES_PER_STAGE = 4
 """Of a pipeline where the user says nothing: the bubble is then at most a fifth of the step (GPipe, section 2.3)."""
 
 
+@dataclass(frozen=True)
+class _InTime:
+    """A program cut into microbatches."""
+
+    microbatches: int
+    main: Pipeline
+    orders: tuple[Orders, ...]
+    notes: tuple[str, ...] = ()
+    """Why a pipeline has one microbatch, where nobody asked for one."""
+
+
 def _cut_in_time(
     program: Program,
     arrangement: Arrangement,
@@ -349,21 +361,25 @@ def _cut_in_time(
     choices: Choices,
     rows: int,
     later: bool,
-) -> tuple[int, Pipeline, tuple[Orders, ...]]:
-    """The number of microbatches, and the program cut into them: as many as asked for, else as a pipeline needs.
+) -> _InTime:
+    """The program cut into as many microbatches as asked for, else as a pipeline needs.
 
     Chosen here, there is one where the loss is no sum over rows.
     """
+
+    def cut(count: int, *notes: str) -> _InTime:
+        return _InTime(count, *pipelined(program, arrangement, speeds, orders, microbatches=count, defers=later), notes)
+
     asked = choices.microbatches or (choices.plan.microbatches if choices.plan is not None else None)
     if asked is not None or len(set(arrangement.devices)) == 1:
-        return asked or 1, *pipelined(program, arrangement, speeds, orders, microbatches=asked or 1, defers=later)
-    wanted = max(min(_MICROBATCHES_PER_STAGE * len(arrangement.stages), rows // arrangement.copies), 1)
+        return cut(asked or 1)
     if any(way.kernel == "batch_statistics" for op in program.operators for way in op.options):
-        wanted = 1  # batch norm takes its statistics from all rows that it sees at once
+        return cut(1, "one microbatch: batch norm takes its statistics from all rows that it sees at once")
+    wanted = max(min(_MICROBATCHES_PER_STAGE * len(arrangement.stages), rows // arrangement.copies), 1)
     try:
-        return wanted, *pipelined(program, arrangement, speeds, orders, microbatches=wanted, defers=later)
-    except PlanError:
-        return 1, *pipelined(program, arrangement, speeds, orders, microbatches=1, defers=later)
+        return cut(wanted)
+    except PlanError as error:
+        return cut(1, f"one microbatch: {error.what}" + (f" ({error.at})" if error.at else ""))
 
 
 def _outer_levels(made: Analysed, arrangement: Arrangement) -> int:
