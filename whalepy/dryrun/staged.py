@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
+from whalepy.dryrun.room import largest_batch
 from whalepy.dryrun.stages import Staging
 from whalepy.dryrun.study import Cut, Study
 from whalepy.dryrun.tried import Options, Tried
@@ -17,6 +18,7 @@ from whalepy.planner.annotation import written
 from whalepy.planner.forecast import StageForecast
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import COMPUTES, SENDS, Op
+from whalepy.planner.schedule.kinds import DEFAULT
 from whalepy.primitives import Primitive
 from whalepy.runtime.pipeline import Pipeline
 from whalepy.runtime.planning import Choices, planned
@@ -93,15 +95,20 @@ _FEW = 8
 def ways_out_of_stages(
     study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried
 ) -> tuple[str, ...]:
-    """Options with which a pipeline that does not fit would: more microbatches, then recomputation."""
+    """Options with which a pipeline that does not fit would: more microbatches, fewer in flight, then recomputation.
+
+    Last a smaller batch.
+    """
     return tuple(islice(_ways(study, cluster, options, staged, best), 1))
 
 
 def _ways(study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried) -> Iterator[str]:
-    most = min(best.rows)
-    more = [count for count in (2 * best.candidate.microbatches, most) if best.candidate.microbatches < count <= most]
-    tries = [replace(options, microbatches=count) for count in dict.fromkeys(more)]
-    if options.recompute is None:
+    count, schedule, most = best.candidate.microbatches, best.candidate.plan.schedule, min(best.rows)
+    more = [number for number in (2 * count, most) if count < number <= most]
+    tries = [replace(options, microbatches=number) for number in dict.fromkeys(more)]
+    if schedule in _MORE_IN_FLIGHT:
+        tries += [replace(one, schedule=DEFAULT) for one in (options, *tries)]
+    if options.recompute != "full":
         tries += [replace(one, recompute="full") for one in (options, *tries)]
     for one in tries:
         try:
@@ -109,8 +116,22 @@ def _ways(study: Study, cluster: ClusterSpec, options: Options, staged: Staged, 
         except PlanError:
             continue
         if tried.verdict != "no":
-            count = f"--microbatches {tried.candidate.microbatches}"
-            yield " ".join([*filter(None, [staged.flags]), count, *tried.candidate.savings.flags])
+            yield _flags(staged, tried, schedule)
+    rows = largest_batch(best)
+    if rows:
+        yield f"{_flags(staged, best, schedule)} --batch-size {rows}".strip()
+
+
+_MORE_IN_FLIGHT = ("gpipe", "zero-bubble")
+"""Schedules that hold more microbatches at a time than 1F1B does."""
+
+
+def _flags(staged: Staged, tried: PipelineTried, before: str) -> str:
+    """What forces a pipeline, in place of one with the schedule `before`."""
+    schedule = tried.candidate.plan.schedule
+    own = [] if schedule == before else [f"--schedule {schedule}"]
+    count = f"--microbatches {tried.candidate.microbatches}"
+    return " ".join([*filter(None, [staged.flags]), *own, count, *tried.candidate.savings.flags])
 
 
 def stages_of(best: PipelineTried) -> tuple[StageForecast, ...]:
