@@ -15,7 +15,7 @@ from typing import Any
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.devices import GIB, DeviceProfile, known_profiles
 from whalepy.planner.block_table import BlockWork, Lent, Way
-from whalepy.planner.search import Limits
+from whalepy.planner.form import Limits
 from whalepy.planner.work import Event, Holdings
 
 MIB = 2**20

@@ -39,9 +39,11 @@ from whalepy.dryrun.run import run as run_plan
 from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.layer_profile import read_layers
+from whalepy.planner.form import Limits
 from whalepy.planner.plan import Plan
-from whalepy.planner.search import Limits, best_choices
+from whalepy.planner.search import Search
 from whalepy.planner.shares import parse_shares
+from whalepy.planner.stage_cost import StageCosts
 
 KINDS = {"search": 4800, "layers": 199, "models": 1}
 """Of so many pairs."""
@@ -126,11 +128,12 @@ def search(draw: Random, folder: Path, again: bool) -> Result:
     spec = ClusterSpec.load(drawn.cluster(draw, 32 if draw.random() < 0.003 else draw.choice((2, 3, 4, 6))))
     table = drawn.blocks(draw, spec)
     limits = drawn.limits(draw, spec, table)
-    found = best_choices(table, spec, limits)
+    found = Search(StageCosts(table, spec), limits).found()
     faults = list(verified.of_choices(found, table, spec, limits))
     free = limits == Limits(filled=limits.filled)
     missed = not found and free and verified.one_device_holds(table, spec, limits.filled)
-    if again and found != best_choices(table, ClusterSpec.load(spec.to_dict()), limits):
+    costs = StageCosts(table, ClusterSpec.load(spec.to_dict()))
+    if again and found != Search(costs, limits).found():
         faults.append("asked again, another answer")
     outcome = "found" if found else "nothing found, but one device holds it" if missed else "nothing found"
     return Result(outcome, tuple(faults))

@@ -17,13 +17,14 @@ from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.hardware.layer_profile import LayerEntry, LayerFile
 from whalepy.planner.block_table import Way
 from whalepy.planner.forecast import REPORT
+from whalepy.planner.form import Limits
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import SENDS, Action, Crossing, Lending, parse
 from whalepy.planner.schedule.kinds import compute_actions
 from whalepy.planner.schedule.lowering import lowered
 from whalepy.planner.schedule.simulate import in_flight
 from whalepy.planner.schedule.verify import verify
-from whalepy.planner.search import Choice, Limits
+from whalepy.planner.search import Choice
 from whalepy.planner.stage_cost import StageCosts
 from whalepy.planner.unfold import Sharding
 from whalepy.planner.units import kind_of

@@ -12,7 +12,9 @@ import pytest
 from benchmarks import drawn, verified
 from benchmarks.random_pairs import one
 from whalepy.hardware.cluster import ClusterSpec
-from whalepy.planner.search import Choice, Limits, best_choices
+from whalepy.planner.form import Limits
+from whalepy.planner.search import Choice, Search
+from whalepy.planner.stage_cost import StageCosts
 
 LIMITS = Limits(filled=0.84)
 
@@ -36,7 +38,7 @@ def found() -> tuple[Choice, drawn.Blocks, ClusterSpec]:
         draw = Random(seed)
         spec = ClusterSpec.load(drawn.cluster(draw, 4))
         table = drawn.blocks(draw, spec)
-        for choice in best_choices(table, spec, LIMITS):
+        for choice in Search(StageCosts(table, spec), LIMITS).found():
             if len(choice.sizes) > 1 and choice.copies > 1:
                 return choice, table, spec
     raise AssertionError("none of a hundred has stages and copies")
