@@ -40,6 +40,8 @@ class _Loads:
     part_row_s: Numbers
     """As `row_s`, by which a part of the model takes that part."""
     part_once_s: Numbers
+    block_s: Numbers
+    """Seconds of the smallest block with a microbatch of any copy."""
     border_s: Numbers
     """Seconds of what goes from a stage to the next, where that is in another node."""
 
@@ -48,7 +50,7 @@ class _Loads:
         return _Loads(
             self.counts[chosen], self.rows[chosen], tuple(self.each[k] for k in chosen),
             self.row_s[:, chosen], self.once_s[:, chosen], self.part_row_s[:, chosen], self.part_once_s[:, chosen],
-            self.border_s[chosen],
+            self.block_s[:, chosen], self.border_s[chosen],
         )  # fmt: skip
 
 
@@ -69,8 +71,9 @@ class Bounds:
     def __init__(self, costs: StageCosts, limits: Limits) -> None:
         self.costs, self.limits, self.table = costs, limits, costs.table
         self._known: dict[tuple[Way, int, bool], _Loads] = {}
-        self._rooms: dict[tuple[Way, int, int, int, int], Whole] = {}
-        self._wholes: dict[tuple[Way, int, int], tuple[float, float]] = {}
+        self._room_of: dict[tuple[Way, int, int, int, int], Whole] = {}
+        self._known_rooms: dict[tuple[Way, int, int, int, tuple[int, ...]], Whole] = {}
+        self._wholes: dict[tuple[Way, int, int], tuple[float, ...]] = {}
         self._known_parts: dict[Way, Numbers] = {}
         self._tops: dict[Way, Numbers] = {}
 
@@ -99,7 +102,8 @@ class Bounds:
         once = np.where((numbers > 0)[:, None], loads.part_once_s[kinds][:, :, None], math.inf).min(axis=0)
         # Where turns are longer, more of the model goes to faster units: a step takes at least the shortest turn of
         # some range and the way through with the longest one.
-        turn = _shared(pace, held)[:, None] * _LONGER
+        block = np.where(numbers.sum(axis=1)[:, None] > 0, loads.block_s[kinds], 0.0).max(axis=0)
+        turn = np.maximum(_shared(pace, held), block)[:, None] * _LONGER
         through = _through(once, np.minimum(turn[:, 1:, None] * pace[:, None], held[:, None]))
         steps = self._steps(shape, loads, turn[:, :-1].T, through.T)[0].min(axis=0)
         rest = self._steps(shape, loads, turn[:, 0], through[:, -1])[1]
@@ -156,24 +160,31 @@ class Bounds:
         blocks = np.full(flying.shape, len(self.table.order) + 1 - shape.stages)
         for kind, own in zip(shape.kinds, numbers, strict=True):
             if own.any():
-                pairs = zip(loads.counts, loads.each, strict=True)
-                rooms = np.array([self._room(shape, adding(shape.way, int(m)), kind, each) for m, each in pairs])
-                room = rooms[np.arange(len(rooms))[:, None], flying]
+                room = self._rooms(shape, loads, kind)[np.arange(len(flying))[:, None], flying]
                 blocks = np.where(np.tile(own > 0, chunks), np.minimum(blocks, room), blocks)
         return blocks
+
+    def _rooms(self, shape: Shape, loads: _Loads, kind: int) -> Whole:
+        """Per number of microbatches, and by how many are in flight, the blocks that one stage has room for."""
+        key = shape.way, shape.zero, shape.copies, kind, loads.each
+        if key not in self._known_rooms:
+            pairs = zip(loads.counts, loads.each, strict=True)
+            rooms = [self._room(shape, adding(shape.way, int(count)), kind, each) for count, each in pairs]
+            self._known_rooms[key] = np.array(rooms)
+        return self._known_rooms[key]
 
     def _room(self, shape: Shape, way: Way, kind: int, rows: int) -> Whole:
         """By the number of microbatches in flight, the blocks that one stage has room for at most."""
         copies = shape.copies if shape.zero else 1
         key = way, shape.zero, copies, kind, rows
-        if key not in self._rooms:
+        if key not in self._room_of:
             sums, cost = self.costs.sums(way, rows, kind), self.costs.costs[kind]
             room = (self.limits.filled * cost.device.memory_bytes - cost.runtime_bytes - sums.peak) / self.limits.chunks
             static, saved = self._each(self.costs.static(way, shape.zero, copies)), self._each(sums.saved)
             flying = np.arange(2 * len(self.table.order) + 1)[:, None]
             least = np.maximum((static + flying * saved).min(axis=1), 1)
-            self._rooms[key] = (room / least * (1 + 1e-9)).clip(0, len(self.table.order)).astype(np.int64)
-        return self._rooms[key]
+            self._room_of[key] = (room / least * (1 + 1e-9)).clip(0, len(self.table.order)).astype(np.int64)
+        return self._room_of[key]
 
     def _parts(self, way: Way) -> Numbers:
         """What stages are measured in: the parts of blocks in the model, large ones taken as the middle one."""
@@ -211,12 +222,13 @@ class Bounds:
         ways = [adding(way, count) for count in counts]
         each = [math.ceil(math.ceil(self.table.rows / copies) / count) for count in counts]
         most = each if even else [math.ceil(self.table.rows / count) for count in counts]
+        least = each if even else [1] * len(each)
         most_s, once_s = self._seconds(ways, most) / np.array(most), self._seconds(ways, each)
         return _Loads(
             np.array(counts),
             np.array(each) * counts * copies * 1.0 if even else np.full(len(counts), float(self.table.rows)),
-            tuple(each if even else [1] * len(each)),
-            most_s[0], once_s[0], most_s[1], once_s[1],
+            tuple(least),
+            most_s[0], once_s[0], most_s[1], once_s[1], self._seconds(ways, least)[2],
             np.array([self._border_s(*one) for one in zip(ways, each, strict=True)]),
         )  # fmt: skip
 
@@ -225,19 +237,21 @@ class Bounds:
         return inter.latency_s + float(sends.min()) / reached(inter) if inter and len(sends) else 0.0
 
     def _seconds(self, ways: Sequence[Way], rows: Sequence[int]) -> Numbers:
-        """Of the whole model, and by which a part takes that part at least; of each per kind and number of rows."""
+        """Of the whole model; by which a part takes that part at least; of the smallest block. Per kind and rows."""
         kinds, pairs = range(len(self.costs.kinds)), list(zip(ways, rows, strict=True))
         return np.moveaxis(np.array([[self._whole_s(way, own, kind) for way, own in pairs] for kind in kinds]), -1, 0)
 
-    def _whole_s(self, way: Way, rows: int, kind: int) -> tuple[float, float]:
+    def _whole_s(self, way: Way, rows: int, kind: int) -> tuple[float, ...]:
         key = way, rows, kind
         if key not in self._wholes:
             both, parts = self.costs.sums(way, rows, kind).both, self._parts(way)[self._firsts]
-            self._wholes[key] = float(both[-1]), float((self._each(both)[parts > 0] / parts[parts > 0]).min())
+            own = self._each(both)
+            self._wholes[key] = float(both[-1]), float((own[parts > 0] / parts[parts > 0]).min()), float(own.min())
         return self._wholes[key]
 
 
 _LONGER = np.array([1, 1.03, 1.07, 1.15, 1.3, 1.6, 2.5, 5, 1e9])
+"""The ranges of turns that are looked at, as multiples of the shortest one."""
 _SURE = 1 - 1e-9
 """Sums come out a little less or more by their order."""
 
