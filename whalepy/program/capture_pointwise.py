@@ -8,7 +8,7 @@ rows, would show.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -81,8 +81,7 @@ def _results(apply: Callable[..., Any], args: list[Any], weight: Tensor) -> list
     if not learning or not sources:
         return outputs
     weights = [weight.to(output.dtype) for output in learning]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(learning, sources, weights, allow_unused=True)
-    return [*outputs, *(gradient for gradient in gradients if gradient is not None)]
+    return [*outputs, *torch.autograd.grad(learning, sources, weights, allow_unused=True, materialize_grads=True)]
 
 
 class _OnlyKnown(TorchDispatchMode):
