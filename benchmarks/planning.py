@@ -1,7 +1,7 @@
 """How long the planner takes on large models and clusters: capture, tables of the blocks, and the search itself.
 
-    python -m benchmarks.planning                      # 128 and 512 GPUs
-    python -m benchmarks.planning --large              # 1,024 and 4,096 GPUs of four types as well
+    python -m benchmarks.planning                       # 128 and 512 GPUs of two types
+    python -m benchmarks.planning --devices 1024 16384  # of four types
     python -m benchmarks.planning --results FILE.json
 
 Capture and tables are made once for a model; the search is run per cluster, as a planner that is asked again does. The
@@ -33,12 +33,13 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.search import Choice
 from whalepy.runtime.build import Recipe
 
+_FOUR_TYPES = "{0}x8xA100-SXM4-80GB + {0}x8xV100-SXM2-32GB + {0}x8xH100-SXM + {0}x8xA100-SXM4-40GB @ 100Gbit/s"
 CLUSTERS = {
     128: "4x8xA100-SXM4-80GB + 12x8xV100-SXM2-16GB @ 100Gbit/s",
     512: "16x8xA100-SXM4-80GB + 48x8xV100-SXM2-16GB @ 100Gbit/s",
+    1024: _FOUR_TYPES.format(32),
+    16384: _FOUR_TYPES.format(512),
 }
-FOUR_TYPES = "{0}x8xA100-SXM4-80GB + {0}x8xV100-SXM2-32GB + {0}x8xH100-SXM + {0}x8xA100-SXM4-40GB @ 100Gbit/s"
-LARGE = {number: FOUR_TYPES.format(number // 32) for number in (1024, 4096)}
 ROWS = 512
 
 
@@ -113,11 +114,11 @@ def described(choice: Choice) -> str:
 def main() -> None:
     """Measure, print a table, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="1,024 and 4,096 devices of four types as well")
+    parser.add_argument("--devices", nargs="*", type=int, default=[128, 512], choices=list(CLUSTERS))
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--results", type=Path, help="write them as JSON")
     options = parser.parse_args()
-    clusters = CLUSTERS | (LARGE if options.large else {})
+    clusters = {number: CLUSTERS[number] for number in options.devices}
     rows = [row for name in options.models for row in measure(name, clusters)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for row in rows:

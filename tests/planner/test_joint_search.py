@@ -7,12 +7,14 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockWork, Lent, Way
-from whalepy.planner.search import Choice, Limits, Search, best_choices
+from whalepy.planner.form import Limits
+from whalepy.planner.search import Choice, Search
 from whalepy.planner.stage_cost import StageCosts
 from whalepy.planner.units import units_of
 from whalepy.planner.work import Event, Holdings
@@ -61,12 +63,16 @@ def blocks(draw: random.Random, *, rows: int = 8) -> Blocks:
     )
 
 
+def best_choices(table: Blocks, cluster: ClusterSpec, **limits: Any) -> list[Choice]:
+    return Search(StageCosts(table, cluster), Limits(**limits)).found()
+
+
 CLUSTERS = ("2xV100-SXM2-16GB + 1xT4", "1xT4 + 1xP100-PCIE-16GB", "3xT4", "2xT4 + 1xP100-PCIE-16GB + 1xV100-SXM2-16GB")
 
 
 def every_choice(table: Blocks, cluster: ClusterSpec) -> Iterator[Choice]:
     """Every split, every number of stages and copies, every order of units, every cut, every number of microbatches."""
-    search = Search(table, cluster, Limits(), 1)
+    search = Search(StageCosts(table, cluster), Limits())
     for split in table.splits:
         units = [unit for own in units_of(cluster, split) for unit in own]
         for stages in range(1, min(len(units), len(table.flops)) + 1):
@@ -115,7 +121,7 @@ def test_what_is_found_is_legal(seed: int) -> None:
     draw = random.Random(seed)
     cluster = ClusterSpec.load(draw.choice(CLUSTERS))
     table = blocks(draw, rows=draw.randint(1, 40))
-    for choice in best_choices(table, cluster, Limits(filled=draw.choice((0.84, 1.0)))):
+    for choice in best_choices(table, cluster, filled=draw.choice((0.84, 1.0))):
         used = [device for group in choice.groups for unit in group for device in unit.devices]
         assert len(set(used)) == len(used) == choice.devices
         assert sum(choice.sizes) == len(table.flops) and min(choice.sizes) >= 1
@@ -139,7 +145,8 @@ def test_a_card_that_slows_the_rest_is_left_out() -> None:
 def test_memory_decides_where_speed_does_not() -> None:
     """Two parts of a model that fills a card go to two cards, and the larger memory takes more of it."""
     table = Blocks([10**9] * 8, [300 * MIB] * 8, [MIB] * 8, rows=4, splits=(1,))
-    (first, *_) = best_choices(table, ClusterSpec.load("1xV100-SXM2-32GB + 1xV100-SXM2-16GB"), Limits(stages=2))
+    cluster = ClusterSpec.load("1xV100-SXM2-32GB + 1xV100-SXM2-16GB")
+    (first, *_) = best_choices(table, cluster, stages=2)
     sizes = dict(zip((group[0].devices[0] for group in first.groups), first.sizes, strict=True))
     assert sizes[0] > sizes[1]
 
@@ -147,9 +154,10 @@ def test_memory_decides_where_speed_does_not() -> None:
 def test_no_form_beats_its_bound() -> None:
     """Where the host is what takes time, four rows take no longer than three."""
     table = Blocks([10**5] * 20, [1024] * 20, [1024] * 20, rows=11, splits=(1,))
-    search = Search(table, ClusterSpec.load("2xV100-SXM2-16GB + 1xT4"), Limits(), 8)
-    cuts = [(lead, search._cut(search._form(lead), lead.microbatches)) for lead in search._leads()]
-    assert all(choice is None or lead.bound_s <= choice.step_s * (1 + 1e-9) for lead, choice in cuts)
+    search = Search(StageCosts(table, ClusterSpec.load("2xV100-SXM2-16GB + 1xT4")), Limits())
+    cuts = [(lead, search.cut(lead)) for lead in search.leads()]
+    assert cuts
+    assert all(choice is None or lead.bound_s <= choice.step_s for lead, choice in cuts)
 
 
 def test_a_split_is_timed_where_there_are_devices_for_it() -> None:
@@ -164,6 +172,6 @@ def test_a_split_is_timed_where_there_are_devices_for_it() -> None:
 def test_stages_that_take_turns_are_a_multiple() -> None:
     """Of interleaved stages each group of devices has as many, and one group has nobody to take turns with."""
     table = Blocks([10**9] * 9, [MIB] * 9, [MIB] * 9, rows=16, splits=(1,))
-    found = best_choices(table, ClusterSpec.load("3xT4"), Limits(chunks=2))
+    found = best_choices(table, ClusterSpec.load("3xT4"), chunks=2)
     assert found and {len(choice.sizes) for choice in found} <= {4, 6}
     assert all(2 * len(choice.groups) == len(choice.sizes) for choice in found)

@@ -19,9 +19,11 @@ from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import Way
 from whalepy.planner.forecast import Alternative, Forecast
+from whalepy.planner.form import Limits
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
-from whalepy.planner.search import Choice, Limits, best_choices
+from whalepy.planner.search import Choice, Search
 from whalepy.planner.shares import round_shares
+from whalepy.planner.stage_cost import StageCosts
 from whalepy.planner.whale import whale_cut
 from whalepy.primitives import Primitive, replicate, split, stage
 from whalepy.primitives import cluster as cluster_scope
@@ -97,9 +99,10 @@ def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options) -> list[
         shares=shares,
         in_time=found.table.in_time,
     )
+    costs = StageCosts(found.table, cluster)
     for filled in (TIGHT, 1.0, *([_ANY] if options.stages else [])):
         for one in savings if filled <= 1 else savings[:1]:
-            choices = best_choices(found.table, cluster, replace(limits, savings=(one,), filled=filled))
+            choices = Search(costs, replace(limits, savings=(one,), filled=filled)).found()
             if choices:
                 return choices
     return []

@@ -83,7 +83,7 @@ class Network:
     """How long collectives take between ranks on the devices of a cluster."""
 
     cluster: ClusterSpec
-    device_of: Mapping[int, int]
+    device_of: Mapping[int, int] | Sequence[int]
     """Rank -> index of its device."""
 
     def route(self, ranks: Sequence[int], beside: int = 1) -> Route:
@@ -100,7 +100,7 @@ class Network:
             return Route(len(ranks), 1, bandwidth, latency)
         alone = all(count == 1 for count in members.values())
         within = math.inf if alone else bandwidth
-        return Route(len(ranks), len(members), within, latency, _reached(inter) / beside, inter.latency_s)
+        return Route(len(ranks), len(members), within, latency, reached(inter) / beside, inter.latency_s)
 
     def crossing_s(self, messages: Mapping[tuple[int, int], int]) -> float:
         """Seconds until bytes have gone from ranks to ranks, all at once: those of the link that takes longest.
@@ -113,21 +113,24 @@ class Network:
             one, other = self.node_of(source), self.node_of(target)
             inter = self.cluster.inter
             if one == other or inter is None:
-                busy["from device", source] += size / _reached(self.cluster.nodes[one].link)
-                busy["to device", target] += size / _reached(self.cluster.nodes[one].link)
+                busy["from device", source] += size / reached(self.cluster.nodes[one].link)
+                busy["to device", target] += size / reached(self.cluster.nodes[one].link)
                 latency = max(latency, self.cluster.nodes[one].link.latency_s)
             else:
-                busy["out of node", one] += size / _reached(inter)
-                busy["into node", other] += size / _reached(inter)
+                busy["out of node", one] += size / reached(inter)
+                busy["into node", other] += size / reached(inter)
                 latency = max(latency, inter.latency_s)
         return latency + max(busy.values(), default=0.0)
 
     def _inside(self, node: Node, members: int) -> float:
         """Bytes/s of each of so many devices of a node among themselves."""
-        pair = min((device.profile.pair_bandwidth or math.inf) for device in node.devices)
-        if node.link.origin != "profile" or members < 2 or node.link.bandwidth_bytes_per_s <= pair:
-            return _reached(node.link)
-        return _reached(
+        if node.link.origin != "profile" or members < 2:
+            return reached(node.link)
+        profiles = {id(device.profile): device.profile for device in node.devices}.values()
+        pair = min((profile.pair_bandwidth or math.inf) for profile in profiles)
+        if node.link.bandwidth_bytes_per_s <= pair:
+            return reached(node.link)
+        return reached(
             replace(node.link, bandwidth_bytes_per_s=min(node.link.bandwidth_bytes_per_s, pair * (members - 1)))
         )
 
@@ -140,6 +143,6 @@ class Network:
         return self.cluster.devices[self.device_of[rank]].node
 
 
-def _reached(link: Link) -> float:
+def reached(link: Link) -> float:
     """Bytes/s on long messages; what was measured was measured with collectives."""
     return link.bandwidth_bytes_per_s * (1.0 if link.origin == "measured" else LINK_EFFICIENCY)

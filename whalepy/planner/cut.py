@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import sub
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,17 @@ class Part:
     """Per kind: bytes of the blocks before each place, and how many one part may hold."""
 
 
-def cut_blocks(parts: Sequence[Part]) -> tuple[int, ...] | None:
-    """How many blocks each part takes, one at least; None where they do not fit.
+def cut_blocks(parts: Sequence[Part], limit: float = math.inf) -> tuple[int, ...] | None:
+    """How many blocks each part takes, one at least; None where they do not fit, or some part takes over the limit.
 
     Exact: no other cut that fits has a faster slowest part. Of those as fast, one in which later parts take more.
     """
-    best = _filled(parts, math.inf)
+    best = _filled(parts, limit)
     if best is None:
         return None
     slowest = _slowest(parts, best)
-    low = slowest / len(parts) * 0.25
+    known = {id(seconds): seconds for part in parts for seconds in part.seconds}.values()
+    low = min(max(seconds[-1] / len(parts), max(map(sub, seconds[1:], seconds))) for seconds in known) * (1 - 1e-9)
     while slowest - low > 1e-3 * slowest:
         middle = (low + slowest) / 2
         found = _filled(parts, middle)
@@ -38,11 +40,6 @@ def cut_blocks(parts: Sequence[Part]) -> tuple[int, ...] | None:
     while slowest > 0 and (found := _filled(parts, slowest * (1 - 1e-9))) is not None:
         best, slowest = found, _slowest(parts, found)
     return best
-
-
-def can_be_cut(parts: Sequence[Part]) -> bool:
-    """Whether the blocks fit at all."""
-    return _filled(parts, math.inf) is not None
 
 
 def _filled(parts: Sequence[Part], limit: float) -> tuple[int, ...] | None:
@@ -74,9 +71,17 @@ def _any_way(parts: Sequence[Part], limit: float) -> tuple[int, ...] | None:
     ends: list[dict[int, int]] = []
     """By part, from the last on: where it begins -> where it ends."""
     for k in range(len(parts) - 1, -1, -1):
-        own = {start: stop for stop in sorted(stops) for start in range(_start(parts[k], k, stop, limit), stop)}
+        own: dict[int, int] = {}
+        low = max(stops)
+        for stop in sorted(stops, reverse=True):
+            start = _start(parts[k], k, stop, limit)
+            for place in range(start, min(low, stop)):
+                own[place] = stop
+            low = min(low, start)
         ends.append(own)
         stops = set(own)
+        if not stops:
+            return None
     if 0 not in stops:
         return None
     sizes, at = [], 0

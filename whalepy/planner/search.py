@@ -11,41 +11,21 @@ SC 2021, section 3) take like devices; Whale's (section 3.5) balances afterwards
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, combinations
+from itertools import accumulate
 
-from whalepy.hardware.cluster import ClusterSpec
-from whalepy.planner.block_table import BlockTable, Way
-from whalepy.planner.cut import Part, can_be_cut, cut_blocks
+from whalepy.planner.block_table import Way
+from whalepy.planner.bounds import Bounds, Lead
+from whalepy.planner.cut import Part, cut_blocks
+from whalepy.planner.form import Form, Limits, Shape, adding
 from whalepy.planner.shares import round_shares
-from whalepy.planner.stage_cost import StageCosts
-from whalepy.planner.units import Unit, orders_of, units_of
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a search may choose from; None: anything."""
-
-    stages: int | None = None
-    chunks: int = 1
-    """Stages on each group of devices."""
-    replicate: int | None = None
-    split: int | None = None
-    microbatches: int | None = None
-    equal: bool = False
-    """Whether every copy gets the same rows."""
-    shares: tuple[float, ...] | None = None
-    """Weights of the rows of each copy."""
-    savings: Sequence[tuple[int, str]] = ((0, "none"),)
-    """Degrees of ZeRO with ways to recompute."""
-    filled: float = 1.0
-    """The part of a memory that may be in use."""
-    in_time: bool = True
-    """Whether the model can be cut into microbatches."""
+from whalepy.planner.stage_cost import Places, StageCosts
+from whalepy.planner.units import Unit, orders_of
 
 
 @dataclass(frozen=True)
@@ -85,78 +65,44 @@ class Choice:
         return self.step_s, len(self.sizes), self.way.split, self.microbatches
 
 
-def best_choices(table: BlockTable, cluster: ClusterSpec, limits: Limits = Limits(), count: int = 8) -> list[Choice]:
-    """The best choices found, best first, no two with the same stages, split and copies; none where nothing fits."""
-    return Search(table, cluster, limits, count).found()
-
-
 @dataclass
-class Form:
-    """Where the stages go: all that is chosen before their blocks, rows and microbatches."""
+class _View:
+    """The blocks as one kind of device sees them."""
 
-    way: Way
-    zero: int
-    stages: int
-    groups: tuple[tuple[Unit, ...], ...]
-    """As in `Choice`."""
-    costs: StageCosts
-    known: dict[tuple[int, int], tuple[float, float]] = field(
-        default_factory=dict[tuple[int, int], tuple[float, float]]
-    )
+    seconds: list[float]
+    static: Places
+    saved: Places
+    room: float
+    """Bytes that one stage may hold."""
+    known: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
-    @property
-    def copies(self) -> int:
-        return len(self.groups[0])
-
-    @cached_property
-    def columns(self) -> list[tuple[int, ...]]:
-        """Per copy, the kind of each of its stages."""
-        per_stage = [self.groups[k % len(self.groups)] for k in range(self.stages)]
-        return list(zip(*(tuple(unit.kind for unit in units) for units in per_stage), strict=True))
-
-    def crossing(self, source: int, target: int) -> tuple[float, float]:
-        """Between two stages: seconds of latency, and per byte of one copy."""
-        key = source % len(self.groups), target % len(self.groups)
-        if key not in self.known:
-            same = key[0] == key[1]
-            self.known[key] = (0.0, 0.0) if same else self.costs.crossing(*(self.groups[g] for g in key))
-        return self.known[key]
-
-
-@dataclass(frozen=True)
-class _Lead:
-    """A form with a number of microbatches, not looked at yet."""
-
-    bound_s: float
-    microbatches: int
-    place: tuple[Way, int, int, int, tuple[int, ...], bool]
-    """Way, ZeRO, stages, copies, the order of kinds, and whether the copies of a stage are neighbours."""
+    def held(self, flying: int) -> list[float]:
+        """Bytes of the blocks before each place with so many microbatches in flight."""
+        if flying not in self.known:
+            self.known[flying] = (self.static + flying * self.saved).tolist()
+        return self.known[flying]
 
 
 class Search:
-    """One search."""
+    """A search for the best ways to put a model on a cluster, no two with the same stages, split and copies."""
 
-    def __init__(self, table: BlockTable, cluster: ClusterSpec, limits: Limits, count: int) -> None:
-        self.costs = StageCosts(table, cluster)
-        self.table, self.cluster, self.limits, self.count = table, cluster, limits, count
-        self._units = {split: units_of(cluster, split) for split in table.splits if limits.split in (None, split)}
-        self._forms: dict[object, Form] = {}
-        self._fits: dict[object, bool] = {}
-        self._views: dict[object, tuple[list[float], tuple[list[float], float]]] = {}
+    def __init__(self, costs: StageCosts, limits: Limits, count: int = 8) -> None:
+        self.costs, self.table, self.limits, self.count = costs, costs.table, limits, count
+        self._bounds = Bounds(costs, limits)
+        self._forms: dict[Shape, Form] = {}
+        self._views: dict[tuple[Way, int, int, int, int], _View] = {}
 
     def found(self) -> list[Choice]:
-        """The best choices, best first."""
+        """The best ways found, best first; none where nothing fits."""
         best: dict[object, Choice] = {}
         limit = math.inf
-        for lead in sorted(self._leads(), key=lambda lead: lead.bound_s):
+        for lead in self.leads():
             if lead.bound_s >= limit:
                 break
-            if not self._may_fit(lead):
-                continue
-            choice = self._cut(self._form(lead), lead.microbatches)
+            choice = self.cut(lead, limit)
             if choice is None:
                 continue
-            key = len(choice.sizes), choice.copies, choice.way, choice.zero, len(lead.place[4])
+            key = len(choice.sizes), choice.copies, choice.way, choice.zero, len(lead.shape.kinds)
             if key not in best or choice.order < best[key].order:
                 best[key] = choice
                 ranked = sorted(own.step_s for own in best.values())
@@ -165,24 +111,43 @@ class Search:
 
     # -- what there is to look at
 
-    def _leads(self) -> Iterator[_Lead]:
-        for zero, recompute in self.limits.savings:
-            for split, units in self._units.items():
-                present = [kind for kind, own in enumerate(units) if own]
-                sizes = range(len(present), 0, -1) if len(present) <= _MOST_LEFT_OUT else (len(present),)
-                for size in sizes:
-                    for chosen in combinations(present, size):
-                        yield from self._of_kinds(Way(split, recompute), zero, chosen)
+    def leads(self) -> Iterator[Lead]:
+        """Forms with numbers of microbatches, in the order of seconds that no cut of them beats."""
+        number = itertools.count()
+        heap: list[tuple[float, int, Shape | Lead]] = []
+        for shape in self._shapes():
+            if (bound := self._bounds.of_kinds(shape)) < math.inf:
+                heapq.heappush(heap, (bound, next(number), shape))
+        while heap:
+            bound, _, first = heapq.heappop(heap)
+            if isinstance(first, Lead):
+                yield first
+                continue
+            for lead in itertools.chain.from_iterable(map(self._bounds.leads, self._ordered(first))):
+                heapq.heappush(heap, (max(bound, lead.bound_s), next(number), lead))
 
-    def _of_kinds(self, way: Way, zero: int, chosen: tuple[int, ...]) -> Iterator[_Lead]:
-        there = sum(len(self._units[way.split][kind]) for kind in chosen)
-        orders = list(orders_of(self.costs.kinds, chosen))
-        for stages, copies in self._degrees(there):
-            for microbatches in self._microbatches(copies):
-                bound = self._bound(way, chosen, stages, copies, microbatches)
-                for order in orders if stages > 1 else orders[:1]:
-                    for across in (True, False) if stages > 1 and copies > 1 else (True,):
-                        yield _Lead(bound, microbatches, (way, zero, stages, copies, order, across))
+    def _shapes(self) -> Iterator[Shape]:
+        """Kinds of device with the numbers of stages and copies that there are units for."""
+        for zero, recompute in self.limits.savings:
+            for split in self.table.splits:
+                if self.limits.split not in (None, split):
+                    continue
+                there = [len(units) for units in self.costs.units(split)]
+                present = [kind for kind, number in enumerate(there) if number]
+                sizes = range(len(present), 0, -1) if len(present) <= _MOST_LEFT_OUT else (len(present),)
+                for kinds in itertools.chain.from_iterable(itertools.combinations(present, size) for size in sizes):
+                    for stages, copies in self._degrees(sum(there[kind] for kind in kinds)):
+                        groups = stages // self.limits.chunks
+                        yield Shape(Way(split, recompute), zero, stages, groups, copies, kinds)
+
+    def _ordered(self, shape: Shape) -> Iterator[Shape]:
+        """The orders in which stages and copies may take the units."""
+        if shape.stages == 1:
+            yield shape
+            return
+        for kinds in orders_of(self.costs.kinds, shape.kinds):
+            for across in (True, False) if shape.copies > 1 else (True,):
+                yield replace(shape, kinds=kinds, across=across)
 
     def _degrees(self, units: int) -> Iterator[tuple[int, int]]:
         """Stages and copies of them that so many units can be used by."""
@@ -199,76 +164,34 @@ class Search:
                 continue
             yield stages, limits.replicate or most
 
-    def _microbatches(self, copies: int) -> list[int]:
-        """Numbers of microbatches worth a try, by the rows in each."""
-        rows, limits = self.table.rows // copies, self.limits
-        if limits.microbatches is not None or not limits.in_time:
-            count = limits.microbatches or 1
-            return [count] if count <= max(rows, 1) else []
-        each = (1 << k for k in range(rows.bit_length()))
-        return sorted({1, *(math.ceil(rows / one) for one in each)})
-
-    def _bound(self, way: Way, chosen: Sequence[int], stages: int, copies: int, microbatches: int) -> float:
-        """Seconds that no cut beats: every unit busy all the time, and one microbatch through the fastest of them."""
-        rows = max(self.table.rows // copies // microbatches, 1)
-        even = len(chosen) == 1 and self.limits.shares is None
-        most = math.ceil(math.ceil(self.table.rows / (copies if even else 1)) / microbatches)
-        units = self._units[way.split]
-        way = _adding(way, microbatches)
-        whole = {kind: float(self.costs.sums(way, most, kind).both[-1]) / most for kind in chosen}
-        used, pace = stages // self.limits.chunks * copies, 0.0
-        for kind in sorted(chosen, key=whole.__getitem__):
-            taken = min(used, len(units[kind]))
-            pace, used = pace + taken / whole[kind], used - taken
-        once = min(whole.values()) * rows
-        steady = self.table.rows / pace
-        return steady if stages == 1 else steady * (microbatches - 1) / microbatches + once
-
     # -- one form
 
-    def _form(self, lead: _Lead) -> Form:
-        """The units of each group, one per copy."""
-        if lead.place not in self._forms:
-            way, zero, stages, copies, order, across = lead.place
-            row = [unit for kind in order for unit in self._units[way.split][kind]]
-            count = stages // self.limits.chunks
-            if across:
-                groups = tuple(tuple(row[g * copies : (g + 1) * copies]) for g in range(count))
-            else:
-                groups = tuple(tuple(row[c * count + g] for c in range(copies)) for g in range(count))
-            self._forms[lead.place] = self.form_of(way, zero, stages, groups)
-        return self._forms[lead.place]
+    def cut(self, lead: Lead, limit: float = math.inf) -> Choice | None:
+        """The best cut found; None where nothing fits, or it would take longer than the limit."""
+        shape = lead.shape
+        if shape not in self._forms:
+            groups = shape.groups_of(self.costs.units(shape.way.split))
+            self._forms[shape] = self.form_of(shape.way, shape.zero, shape.stages, groups)
+        turn = (limit - lead.rest_s) / (lead.microbatches - 1) if lead.microbatches > 1 else math.inf
+        return self._cut(self._forms[shape], lead.microbatches, turn)
 
     def form_of(self, way: Way, zero: int, stages: int, groups: tuple[tuple[Unit, ...], ...]) -> Form:
         """Stages on these groups of units, one of each group per copy."""
         return Form(way, zero, stages, groups, self.costs)
 
-    def _may_fit(self, lead: _Lead) -> bool:
-        """Whether the stages fit with one row at a time, which takes least memory."""
-        if lead.place not in self._fits:
-            form = self._form(lead)
-            rows = self.table.rows // form.copies
-            count = max(rows, 1) if self.limits.in_time else 1
-            each = math.ceil(rows / count)
-            classes = sorted({(column, each) for column in form.columns})
-            parts = self._parts(form, count, classes)
-            self._fits[lead.place] = parts is not None and can_be_cut(parts)
-        return self._fits[lead.place]
-
-    def _cut(self, form: Form, microbatches: int) -> Choice | None:
+    def _cut(self, form: Form, microbatches: int, turn: float) -> Choice | None:
         columns, limits = form.columns, self.limits
         if limits.shares is not None and len(limits.shares) != len(columns):
             return None
         alike = limits.shares is None and (limits.equal or len(set(columns)) == 1)
-        weights: Sequence[float] = limits.shares or (
-            [1.0] * len(columns) if alike else [self._pace(form, microbatches, column) for column in columns]
-        )
+        weights = limits.shares or ([1.0] * len(columns) if alike else self._paces(form, microbatches))
+        final = alike or limits.shares is not None
         best: Choice | None = None
-        for _ in range(1 if alike or limits.shares else _ROUNDS):
+        for _ in range(1 if final else _ROUNDS):
             rows = round_shares(self.table.rows, weights, at_least_one=True)
             if min(rows) < microbatches and form.stages > 1:
                 break
-            made = self.with_rows(form, microbatches, rows)
+            made = self.with_rows(form, microbatches, rows, turn if final else math.inf)
             if made is None or (best is not None and made[0].order >= best.order):
                 break
             most = max(weights)
@@ -276,18 +199,22 @@ class Search:
             weights = [own / max(seconds, 1e-12) for own, seconds in zip(rows, taken, strict=True)]
         return best
 
-    def _pace(self, form: Form, microbatches: int, column: Sequence[int]) -> float:
-        """Rows per second of one copy, if its stages were even."""
+    def _paces(self, form: Form, microbatches: int) -> list[float]:
+        """Rows per second of each copy, if its stages were even."""
         rows = max(self.table.rows // form.copies // microbatches, 1)
-        way = _adding(form.way, microbatches)
-        return sum(1 / float(self.costs.sums(way, rows, kind).both[-1]) for kind in column)
+        way, kinds = adding(form.way, microbatches), set().union(*form.kinds)
+        pace = {kind: 1 / float(self.costs.sums(way, rows, kind).both[-1]) for kind in kinds}
+        known = {column: sum(pace[kind] for kind in column) for column in set(form.columns)}
+        return [known[column] for column in form.columns]
 
-    def with_rows(self, form: Form, microbatches: int, rows: Sequence[int]) -> tuple[Choice, list[float]] | None:
-        """The best cut with these rows per copy, and the seconds of each copy."""
+    def with_rows(
+        self, form: Form, microbatches: int, rows: Sequence[int], turn: float = math.inf
+    ) -> tuple[Choice, list[float]] | None:
+        """The best cut with these rows per copy, and the seconds of each copy; `turn`: of a stage at most."""
         kinds = [(column, math.ceil(own / microbatches)) for column, own in zip(form.columns, rows, strict=True)]
         classes = sorted(set(kinds))
         parts = self._parts(form, microbatches, classes)
-        sizes = None if parts is None else cut_blocks(parts)
+        sizes = None if parts is None else cut_blocks(parts, turn)
         if parts is None or sizes is None:
             return None
         taken = {key: self._copy_s(form, microbatches, *key, sizes) for key in classes}
@@ -301,34 +228,29 @@ class Search:
         self, form: Form, microbatches: int, classes: Sequence[tuple[tuple[int, ...], int]]
     ) -> list[Part] | None:
         """The stages as each kind of device and number of rows sees them; None where one has no room at all."""
+        way, chunks = adding(form.way, microbatches), self.limits.chunks
+        keys = {(kind, each) for column, each in classes for kind in column}
+        views = {key: self._view(way, form.zero, form.copies, *key) for key in keys}
+        if any(view.room <= 0 for view in views.values()):
+            return None
         parts: list[Part] = []
         for k in range(form.stages):
-            part = self._part(form, k, microbatches, {(column[k], each) for column, each in classes})
-            if any(room <= 0 for _, room in part.held):
-                return None
-            parts.append(part)
+            # Under 1F1B a stage that is S - k from the end holds as many microbatches, of interleaved ones up to a
+            # round more.
+            flying = min(microbatches, form.stages - k if chunks == 1 else 2 * form.stages // chunks)
+            own = [views[key] for key in sorted({(column[k], each) for column, each in classes})]
+            parts.append(Part([view.seconds for view in own], [(view.held(flying), view.room) for view in own]))
         return parts
 
-    def _part(self, form: Form, k: int, microbatches: int, classes: set[tuple[int, int]]) -> Part:
-        # Under 1F1B a stage that is S - k from the end holds as many microbatches, of interleaved ones up to a round
-        # more.
-        chunks = self.limits.chunks
-        flying = min(microbatches, form.stages - k if chunks == 1 else 2 * form.stages // chunks)
-        way = _adding(form.way, microbatches)
-        ways = [self._seen(way, form.zero, form.copies, kind, each, flying) for kind, each in sorted(classes)]
-        return Part([seconds for seconds, _ in ways], [held for _, held in ways])
-
-    def _seen(
-        self, way: Way, zero: int, copies: int, kind: int, rows: int, flying: int
-    ) -> tuple[list[float], tuple[list[float], float]]:
-        """What a kind of device sees of the blocks: seconds, and bytes with so many microbatches in flight."""
-        key = way, zero, copies if zero else 1, kind, rows, flying
+    def _view(self, way: Way, zero: int, copies: int, kind: int, rows: int) -> _View:
+        """What a kind of device sees of the blocks."""
+        key = way, zero, copies if zero else 1, kind, rows
         if key not in self._views:
             sums, cost = self.costs.sums(way, rows, kind), self.costs.costs[kind]
             room = self.limits.filled * cost.device.memory_bytes - cost.runtime_bytes - sums.peak
-            held = (self.costs.static(way, zero, copies) + flying * sums.saved).tolist()
             # Each of the stages on one group may use its part of the memory.
-            self._views[key] = self.costs.listed(sums.both), (held, room / self.limits.chunks)
+            seconds, static = sums.both.tolist(), self.costs.static(way, zero, copies)
+            self._views[key] = _View(seconds, static, sums.saved, room / self.limits.chunks)
         return self._views[key]
 
     def _copy_s(self, form: Form, microbatches: int, column: tuple[int, ...], rows: int, sizes: Sequence[int]) -> float:
@@ -336,7 +258,7 @@ class Search:
         own: list[float] = []
         between: list[float] = []
         start = 0
-        way = _adding(form.way, microbatches)
+        way = adding(form.way, microbatches)
         for k, size in enumerate(sizes):
             sums = self.costs.sums(way, rows, column[k])
             own.append(float(sums.both[start + size] - sums.both[start]))
@@ -355,14 +277,14 @@ class Search:
         gradients = self.costs.gradients(form.way)
         most, start = 0.0, 0
         for k, size in enumerate(sizes):
-            group = form.groups[k % len(form.groups)]
-            own = float(gradients[start + size] - gradients[start])
-            reduced = self.costs.reduce_s(group, own)
+            g = k % len(form.groups)
+            own, route = float(gradients[start + size] - gradients[start]), form.reducing[g]
+            reduced = route.seconds("all-reduce", round(2 * own * (1 - 1 / form.copies))) if route else 0.0
             if form.stages == 1 and self._overlaps:
-                rows = max(self.table.rows // form.copies // microbatches, 1)
-                hidden = float(self.costs.sums(_adding(form.way, microbatches), rows, group[0].kind).backward[-1])
+                rows, kind = max(self.table.rows // form.copies // microbatches, 1), form.groups[g][0].kind
+                hidden = float(self.costs.sums(adding(form.way, microbatches), rows, kind).backward[-1])
                 reduced = max(reduced - hidden, reduced / len(self.table.order))
-            updated = own * max(self.costs.update_s(form.way, kind) for kind in {unit.kind for unit in group})
+            updated = own * max(self.costs.update_s(form.way, kind) for kind in form.kinds[g])
             most = max(most, reduced + updated / (form.copies if form.zero else 1))
             start += size
         return most + self._lending_s(form, sizes)
@@ -397,10 +319,6 @@ class Search:
                 most = max(most, (self.limits.filled + more / whole, first))
             start += size
         return most
-
-
-def _adding(way: Way, microbatches: int) -> Way:
-    return replace(way, adds=microbatches > 1)
 
 
 _ROUNDS = 4

@@ -29,11 +29,12 @@ def round_shares(total: int, weights: Sequence[float], *, at_least_one: bool = F
     if total < (positive if at_least_one else 0):
         fix = "use fewer positions, weights of 0, or a larger axis" if total >= 0 else "share at least 0 units"
         raise PlanError(f"{total} units cannot be shared over {positive} positive weights", fix=fix)
-    exact = _exact_shares(total, weights)
+    exact, parts = _exact_shares(total, weights)
     least = [int(at_least_one and weight > 0) for weight in weights]
-    shares = [max(low, math.floor(share)) for low, share in zip(least, exact, strict=True)]
-    _give(total - sum(shares), shares, exact)
-    _take_back(sum(shares) - total, shares, exact, least)
+    shares = [max(low, share // parts) for low, share in zip(least, exact, strict=True)]
+    above = [share * parts - whole for share, whole in zip(shares, exact, strict=True)]
+    _give(total - sum(shares), shares, above)
+    _take_back(sum(shares) - total, shares, above, parts, least)
     return tuple(shares)
 
 
@@ -65,28 +66,30 @@ def exact_weight(weight: float) -> Fraction:
     return Fraction(weight) if isinstance(weight, int | Fraction) else Fraction(str(float(weight)))
 
 
-def _exact_shares(total: int, weights: Sequence[float]) -> list[Fraction]:
-    parts = [exact_weight(weight) for weight in weights]
-    whole = sum(parts)
-    return [total * part / whole for part in parts]
+def _exact_shares(total: int, weights: Sequence[float]) -> tuple[list[int], int]:
+    """The share of each position in parts of a unit, and how many parts a unit has: whole numbers compare fast."""
+    known = {weight: exact_weight(weight) for weight in dict.fromkeys(weights)}
+    common = math.lcm(*(part.denominator for part in known.values()))
+    whole = {weight: part.numerator * (common // part.denominator) for weight, part in known.items()}
+    return [total * whole[weight] for weight in weights], sum(whole[weight] for weight in weights)
 
 
-def _give(units: int, shares: list[int], exact: Sequence[Fraction]) -> None:
+def _give(units: int, shares: list[int], above: Sequence[int]) -> None:
     """One more unit to each of the `units` positions furthest below their exact share, ties to the lower."""
-    order = sorted(range(len(shares)), key=lambda i: (shares[i] - exact[i], i))
+    order = sorted(range(len(shares)), key=above.__getitem__)
     for i in order[: max(0, units)]:
         shares[i] += 1
 
 
-def _take_back(units: int, shares: list[int], exact: Sequence[Fraction], least: Sequence[int]) -> None:
+def _take_back(units: int, shares: list[int], above: Sequence[int], parts: int, least: Sequence[int]) -> None:
     """`units` units, one by one, from the position furthest above its exact share, ties from the higher."""
-    above = [(exact[i] - shares[i], -i) for i in range(len(shares)) if shares[i] > least[i]]
-    heapq.heapify(above)
+    order = [(-gap, -i) for i, gap in enumerate(above) if shares[i] > least[i]]
+    heapq.heapify(order)
     for _ in range(units):
-        gap, negative = above[0]
+        gap, negative = order[0]
         i = -negative
         shares[i] -= 1
         if shares[i] > least[i]:
-            heapq.heapreplace(above, (gap + 1, negative))
+            heapq.heapreplace(order, (gap + parts, negative))
         else:
-            heapq.heappop(above)
+            heapq.heappop(order)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockTable, BlockWork, Way
-from whalepy.planner.cost import DeviceCost, Network
+from whalepy.planner.cost import DeviceCost, Network, Route, reached
 from whalepy.planner.unfold import Sharding
-from whalepy.planner.units import Kind, Unit, kind_of, kinds_of, units_of
+from whalepy.planner.units import Kind, Unit, kinds_of, units_of
 from whalepy.planner.work import Event
 
 Places = NDArray[np.float64]
@@ -36,8 +37,13 @@ class Sums:
 
     def towards(self, other: Sums, part: float) -> Sums:
         """What lies on the line to other ones."""
-        mine, its = astuple(self), astuple(other)
-        return Sums(*(a + (b - a) * part for a, b in zip(mine, its, strict=True)))
+        return Sums(
+            self.backward + (other.backward - self.backward) * part,
+            self.both + (other.both - self.both) * part,
+            self.saved + (other.saved - self.saved) * part,
+            self.sends + (other.sends - self.sends) * part,
+            self.peak + (other.peak - self.peak) * part,
+        )
 
 
 @dataclass
@@ -50,14 +56,20 @@ class StageCosts:
     network: Network = field(init=False)
     _sums: dict[tuple[Way, int, int], Sums] = field(default_factory=dict[tuple[Way, int, int], Sums])
     _static: dict[tuple[Way, int, int], Places] = field(default_factory=dict[tuple[Way, int, int], Places])
-    _lists: dict[int, tuple[Places, list[float]]] = field(default_factory=dict[int, tuple[Places, list[float]]])
+    _units: dict[int, list[list[Unit]]] = field(default_factory=dict[int, list[list[Unit]]])
     _update: dict[tuple[Way, int], float] = field(default_factory=dict[tuple[Way, int], float])
 
     def __post_init__(self) -> None:
-        self.kinds = kinds_of(self.cluster)
-        self.network = Network(self.cluster, {device.index: device.index for device in self.cluster.devices})
-        heads = {kind_of(device): device for device in reversed(self.cluster.devices)}
-        self.costs = [DeviceCost(heads[kind]) for kind in self.kinds]
+        kinds = kinds_of(self.cluster)
+        self.kinds = tuple(kinds)
+        self.network = Network(self.cluster, range(len(self.cluster.devices)))
+        self.costs = [DeviceCost(self.cluster.devices[first]) for first, *_ in kinds.values()]
+
+    def units(self, split: int) -> list[list[Unit]]:
+        """By kind, the units that split a stage so often."""
+        if split not in self._units:
+            self._units[split] = units_of(self.cluster, split)
+        return self._units[split]
 
     def sums(self, way: Way, rows: int, kind: int) -> Sums:
         """The blocks with so many rows in a microbatch, on devices of one kind."""
@@ -86,7 +98,7 @@ class StageCosts:
 
     def _seconds(self, way: Way, kind: int) -> Callable[[Event], float]:
         """Seconds of an event on one rank of a unit of one kind."""
-        cost, units = self.costs[kind], units_of(self.cluster, way.split)[kind]
+        cost, units = self.costs[kind], self.units(way.split)[kind]
         route = self.network.route(units[0].devices) if way.split > 1 and units else None
 
         def seconds(event: Event) -> float:
@@ -95,12 +107,6 @@ class StageCosts:
             return 0.0 if route is None else route.seconds(event.collective, event.bytes)
 
         return seconds
-
-    def listed(self, places: Places) -> list[float]:
-        """The same as a list, which is searched faster."""
-        if id(places) not in self._lists:
-            self._lists[id(places)] = places, places.tolist()
-        return self._lists[id(places)][1]
 
     def static(self, way: Way, zero: int, copies: int) -> Places:
         """Bytes that the blocks before each place hold all the time, in one of so many copies."""
@@ -128,27 +134,28 @@ class StageCosts:
             self._update[key] = sum(cost.seconds(event) for event in self.table.update(way)) / max(size, 1)
         return self._update[key]
 
-    def reduce_s(self, copies: Sequence[Unit], sent: float) -> float:
-        """Seconds of the gradients of one stage, of which each rank holds `sent` bytes, over its copies."""
-        if len(copies) < 2:
-            return 0.0
+    def reducing(self, copies: Sequence[Unit]) -> Route:
+        """What the gradients of one stage cross between its copies."""
         ranks = [unit.devices[0] for unit in copies]
         per_node = len(self.cluster.nodes[copies[0].node].devices)
         here = sum(unit.node == copies[0].node for unit in copies)
-        route = self.network.route(ranks, max(per_node // max(here, 1), 1))
-        return route.seconds("all-reduce", round(2 * sent * (1 - 1 / len(ranks))))
+        return self.network.route(ranks, max(per_node // max(here, 1), 1))
 
     def crossing(self, source: Sequence[Unit], target: Sequence[Unit]) -> tuple[float, float]:
         """Between two stages, all copies at once: seconds of latency, and seconds per byte of one copy."""
-        pairs = zip(source, target, strict=True)
-        many = 10**9
-        messages = {
-            (a, b): many // len(one.devices)
-            for one, other in pairs
-            for a, b in zip(one.devices, other.devices, strict=True)
-        }
-        latency = self.network.crossing_s(dict.fromkeys(messages, 0))
-        return latency, (self.network.crossing_s(messages) - latency) / many
+        nodes, inter = self.cluster.nodes, self.cluster.inter
+        out, into, latency, inside = Counter[int](), Counter[int](), 0.0, 0.0
+        for one, other in zip(source, target, strict=True):
+            if one.node == other.node or inter is None:  # each device has a link of its own
+                link = nodes[one.node].link
+                inside = max(inside, 1 / len(one.devices) / reached(link))
+                latency = max(latency, link.latency_s)
+            else:
+                out[one.node] += 1
+                into[other.node] += 1
+                latency = max(latency, inter.latency_s)
+        most = max(*out.values(), *into.values(), 0, 0)
+        return latency, max(inside, most / reached(inter) if inter else 0.0)
 
 
 def _sums(values: Sequence[float], order: Iterable[int]) -> Places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import groupby, permutations
 from typing import NamedTuple
 
 from whalepy.hardware.cluster import ClusterSpec, Device
@@ -34,22 +34,27 @@ def kind_of(device: Device) -> Kind:
     return Kind(device.profile, device.speed, device.memory_bytes)
 
 
-def kinds_of(cluster: ClusterSpec) -> tuple[Kind, ...]:
-    """The kinds of device, in the order of their first ones."""
-    return tuple(dict.fromkeys(kind_of(device) for device in cluster.devices))
+def kinds_of(cluster: ClusterSpec) -> dict[Kind, list[int]]:
+    """The kinds of device in the order of their first ones, and the indices of those of each."""
+    kinds: dict[Kind, list[int]] = {}
+    known: dict[tuple[int, float, int], list[int]] = {}
+    for device in cluster.devices:
+        key = id(device.profile), device.speed, device.memory_bytes  # the hash of a profile takes its time
+        if key not in known:
+            known[key] = kinds.setdefault(kind_of(device), [])
+        known[key].append(device.index)
+    return kinds
 
 
 def units_of(cluster: ClusterSpec, size: int) -> list[list[Unit]]:
     """By kind: groups of so many devices of one node; devices that make up no group are left out."""
-    kinds = {kind: number for number, kind in enumerate(kinds_of(cluster))}
-    found: list[list[Unit]] = [[] for _ in kinds]
-    for node in cluster.nodes:
-        alike: dict[int, list[int]] = {}
-        for device in node.devices:
-            alike.setdefault(kinds[kind_of(device)], []).append(device.index)
-        for kind, own in alike.items():
-            for start in range(0, len(own) - size + 1, size):
-                found[kind].append(Unit(kind, node.index, tuple(own[start : start + size])))
+    found: list[list[Unit]] = []
+    for kind, devices in enumerate(kinds_of(cluster).values()):
+        found.append([])
+        for node, alike in groupby(devices, key=lambda index: cluster.devices[index].node):
+            own = tuple(alike)
+            starts = range(0, len(own) - size + 1, size)
+            found[kind] += [Unit(kind, node, own[start : start + size]) for start in starts]
     return found
 
 

@@ -1,0 +1,125 @@
+"""Forms of a pipeline: what a search may choose from, and where the stages go before their blocks are cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whalepy.planner.block_table import Way
+from whalepy.planner.cost import Route
+from whalepy.planner.stage_cost import StageCosts
+from whalepy.planner.units import Unit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may choose from; None: anything."""
+
+    stages: int | None = None
+    chunks: int = 1
+    """Stages on each group of devices."""
+    replicate: int | None = None
+    split: int | None = None
+    microbatches: int | None = None
+    equal: bool = False
+    """Whether every copy gets the same rows."""
+    shares: tuple[float, ...] | None = None
+    """Weights of the rows of each copy."""
+    savings: Sequence[tuple[int, str]] = ((0, "none"),)
+    """Degrees of ZeRO with ways to recompute."""
+    filled: float = 1.0
+    """The part of a memory that may be in use."""
+    in_time: bool = True
+    """Whether the model can be cut into microbatches."""
+
+    def counts(self, rows: int, copies: int) -> list[int]:
+        """Numbers of microbatches worth a try, by the rows in each."""
+        own = rows // copies
+        if self.microbatches is not None or not self.in_time:
+            count = self.microbatches or 1
+            return [count] if count <= max(own, 1) else []
+        return sorted({1, *(math.ceil(own / (1 << k)) for k in range(own.bit_length()))})
+
+
+def adding(way: Way, microbatches: int) -> Way:
+    """The same with so many microbatches."""
+    return Way(way.split, way.recompute, adds=microbatches > 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where the stages go, as numbers of units."""
+
+    way: Way
+    zero: int
+    stages: int
+    groups: int
+    """Of units; each has every so many of the stages."""
+    copies: int
+    kinds: tuple[int, ...]
+    """Of device, in the order in which they are taken."""
+    across: bool = True
+    """Whether the copies of a stage are neighbours, else the stages of a copy."""
+
+    def numbers(self, there: Sequence[int]) -> NDArray[np.int64]:
+        """How many units of each kind, of so many there are, each group has."""
+        ends = np.cumsum([0, *there]).clip(max=self.groups * self.copies)[:, None]
+        group = np.arange(self.groups)
+        if self.across:
+            return np.diff((ends - group * self.copies).clip(0, self.copies), axis=0)
+        return np.diff(((ends - group + self.groups - 1) // self.groups).clip(min=0), axis=0)
+
+    def groups_of(self, units: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], ...]:
+        """The units of each group, one per copy, of those of each kind."""
+        row = [unit for kind in self.kinds for unit in units[kind]]
+        if self.across:
+            return tuple(tuple(row[g * self.copies : (g + 1) * self.copies]) for g in range(self.groups))
+        return tuple(tuple(row[g : self.groups * self.copies : self.groups]) for g in range(self.groups))
+
+
+@dataclass
+class Form:
+    """Where the stages go: all that is chosen before their blocks, rows and microbatches."""
+
+    way: Way
+    zero: int
+    stages: int
+    groups: tuple[tuple[Unit, ...], ...]
+    """Per group of devices, one unit for each copy; of more stages than groups, each group has every so many."""
+    costs: StageCosts
+    known: dict[tuple[int, int], tuple[float, float]] = field(
+        default_factory=dict[tuple[int, int], tuple[float, float]]
+    )
+
+    @property
+    def copies(self) -> int:
+        return len(self.groups[0])
+
+    @cached_property
+    def columns(self) -> list[tuple[int, ...]]:
+        """Per copy, the kind of each of its stages."""
+        kinds = [[unit.kind for unit in group] for group in self.groups]
+        return list(zip(*(kinds[k % len(kinds)] for k in range(self.stages)), strict=True))
+
+    @cached_property
+    def kinds(self) -> list[set[int]]:
+        """Per group, those of its units."""
+        return [{unit.kind for unit in group} for group in self.groups]
+
+    @cached_property
+    def reducing(self) -> list[Route | None]:
+        """Per group, what gradients cross between the copies."""
+        return [self.costs.reducing(group) if len(group) > 1 else None for group in self.groups]
+
+    def crossing(self, source: int, target: int) -> tuple[float, float]:
+        """Between two stages: seconds of latency, and per byte of one copy."""
+        key = source % len(self.groups), target % len(self.groups)
+        if key not in self.known:
+            same = key[0] == key[1]
+            self.known[key] = (0.0, 0.0) if same else self.costs.crossing(*(self.groups[g] for g in key))
+        return self.known[key]
