@@ -25,7 +25,7 @@ import whalepy
 from benchmarks.model_table import DOCUMENT, cell
 from benchmarks.models import MODELS, TIMEOUT_S, head, made, run_of
 from benchmarks.staged_table import rows_in, summary, with_section
-from tests.exactness import Outcome, outcome, wrong_in
+from tests.exactness import Outcome, momentum, outcome, wrong_in
 from tests.pool import Pool
 from whalepy.errors import VerificationError, WhaleError
 
@@ -74,6 +74,9 @@ def one_feeds_two(first: list[str], second: list[str]) -> dict[str, Any]:
     return {**dict.fromkeys(first, one), **dict.fromkeys(second, two)}
 
 
+ROUNDED = {"mobilevit"}
+"""In one process too, with its rows flipped, AdamW changes it by 1.6e-11, where 2e-11 is allowed; SGD by 4e-14. Trained
+with SGD."""
 ANNOTATIONS = {"two stages": (2, two_stages), "1 feeds 2": (3, one_feeds_two)}
 
 
@@ -85,7 +88,8 @@ def result_of(pool: Pool, name: str, annotation: str) -> str:
         parts = halves(name)
         if parts is None:
             return "not cut: its parameters are in one module"
-        run = replace(run, annotations=partial(annotations, *parts), world=world)
+        optimizer = momentum if name in ROUNDED else run.optimizer
+        run = replace(run, annotations=partial(annotations, *parts), world=world, optimizer=optimizer)
         outcomes: list[Outcome] = pool.run(world, outcome, run, timeout_s=TIMEOUT_S)
     except VerificationError as error:
         return "FAILED: VerificationError: " + cell(str(error))

@@ -135,17 +135,19 @@ def test_rows_of_other_versions_are_made_anew() -> None:
 
 
 STAGED = {"a": ("exact: 8 microbatches", "refused: fixes a \\| b"), "b": ("exact: 1 microbatches; why", "WRONG: loss")}
+STAGED["c"] = ("refused: for a reason that is long", "refused: for a reason that is long")
 
 
 def test_the_section_of_pipelines_is_read_as_it_was_written_and_stays_below_the_models() -> None:
     text = document(HEAD, "2026-01-31", ROWS)
-    made = with_section(text, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["c"])
+    made = with_section(text, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["d"])
+    assert "| c | refused: for a reason that is long | likewise |" in made
     assert rows_in(made) == STAGED
     assert read_rows(made, HEAD) == ROWS
     assert text + section(made) == made
-    assert with_section(made, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["c"]) == made
+    assert with_section(made, STAGED, ("one", "other"), "torch 2.0", "2026-01-31", ["d"]) == made
     assert staged_summary(STAGED) == (
-        "2 models, 0 of them exact both ways. 4 runs: 2 exact, 1 refused, 0 not cut, 1 wrong, 0 failed."
+        "3 models, 0 of them exact both ways. 6 runs: 2 exact, 3 refused, 0 not cut, 1 wrong, 0 failed."
     )
 
 

@@ -8,48 +8,16 @@ stages, and back, over the network where a copy lies in several nodes; gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from whalepy.planner.block_table import Way
 from whalepy.planner.cost import reached
 from whalepy.planner.form import Limits, Shape, adding
+from whalepy.planner.loads import Loads, LoadTable, Numbers, Whole
 from whalepy.planner.stage_cost import StageCosts
-
-Numbers = NDArray[np.float64]
-Whole = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Loads:
-    """What the model takes at least, per number of microbatches; seconds per kind of device as well."""
-
-    counts: Whole
-    rows: Numbers
-    """Of all copies in all microbatches."""
-    each: tuple[int, ...]
-    """Rows in a microbatch of any copy."""
-    row_s: Numbers
-    """Seconds per row of the whole model."""
-    once_s: Numbers
-    """Seconds of one microbatch through the whole model."""
-    part_row_s: Numbers
-    """As `row_s`, by which a part of the model takes that part."""
-    part_once_s: Numbers
-    border_s: Numbers
-    """Seconds of what goes from a stage to the next, where that is in another node."""
-
-    def some(self, chosen: Whole) -> _Loads:
-        """Of some numbers of microbatches."""
-        return _Loads(
-            self.counts[chosen], self.rows[chosen], tuple(self.each[k] for k in chosen),
-            self.row_s[:, chosen], self.once_s[:, chosen], self.part_row_s[:, chosen], self.part_once_s[:, chosen],
-            self.border_s[chosen],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,17 +36,13 @@ class Bounds:
 
     def __init__(self, costs: StageCosts, limits: Limits) -> None:
         self.costs, self.limits, self.table = costs, limits, costs.table
-        self._known: dict[tuple[Way, int, bool], _Loads] = {}
-        self._rooms: dict[tuple[Way, int, int, int, int], Whole] = {}
-        self._wholes: dict[tuple[Way, int, int], tuple[float, float]] = {}
-        self._known_parts: dict[Way, Numbers] = {}
-        self._tops: dict[Way, Numbers] = {}
+        self._loads = LoadTable(costs, limits)
 
     def of_kinds(self, shape: Shape) -> float:
         """Seconds of a step at least, whatever the order of the kinds; infinite where nothing fits."""
         if not self.limits.counts(self.table.rows, shape.copies) or not self._have_room(shape):
             return math.inf
-        loads = self._loads(shape.way, shape.copies, even=len(shape.kinds) == 1 or self.limits.equal)
+        loads = self._loads.of(shape.way, shape.copies, even=len(shape.kinds) == 1 or self.limits.equal)
         kinds = list(shape.kinds)
         turn = loads.rows / loads.counts / self._used(shape, 1 / loads.row_s[kinds])
         return float(self._steps(shape, loads, turn, loads.once_s[kinds].min(axis=0))[0].min())
@@ -88,25 +52,26 @@ class Bounds:
         units = self.costs.units(shape.way.split)
         numbers = shape.numbers([len(units[kind]) for kind in shape.kinds])
         alike = bool((np.count_nonzero(numbers, axis=0) == 1).all())
-        loads = self._loads(shape.way, shape.copies, even=alike or self.limits.equal)
+        loads = self._loads.of(shape.way, shape.copies, even=alike or self.limits.equal)
         blocks = self._blocks(shape, loads, numbers)
         fits = np.flatnonzero((blocks > 0).all(axis=1) & (blocks.sum(axis=1) >= len(self.table.order)))
         if not len(fits):
             return
         loads, kinds = loads.some(fits), list(shape.kinds)
-        held = self._largest(shape.way)[blocks[fits]].reshape(len(fits), -1, shape.groups).sum(axis=1)
+        held = self._loads.largest(shape.way)[blocks[fits]].reshape(len(fits), -1, shape.groups).sum(axis=1)
         pace = np.einsum("km,kg->mg", loads.counts / loads.rows / loads.part_row_s[kinds], numbers)
         once = np.where((numbers > 0)[:, None], loads.part_once_s[kinds][:, :, None], math.inf).min(axis=0)
         # Where turns are longer, more of the model goes to faster units: a step takes at least the shortest turn of
         # some range and the way through with the longest one.
-        turn = _shared(pace, held)[:, None] * _LONGER
+        block = np.where(numbers.sum(axis=1)[:, None] > 0, loads.block_s[kinds], 0.0).max(axis=0)
+        turn = np.maximum(_shared(pace, held), block)[:, None] * _LONGER
         through = _through(once, np.minimum(turn[:, 1:, None] * pace[:, None], held[:, None]))
         steps = self._steps(shape, loads, turn[:, :-1].T, through.T)[0].min(axis=0)
         rest = self._steps(shape, loads, turn[:, 0], through[:, -1])[1]
         for k, count in enumerate(loads.counts):
             yield Lead(float(steps[k]), float(rest[k]), shape, int(count))
 
-    def _steps(self, shape: Shape, loads: _Loads, turn: Numbers, once: Numbers) -> tuple[Numbers, Numbers]:
+    def _steps(self, shape: Shape, loads: Loads, turn: Numbers, once: Numbers) -> tuple[Numbers, Numbers]:
         """Seconds of a step, and those beside microbatches in turn: one way through, gradients and update."""
         borders = self._borders(shape)
         once = once + 2 * borders * loads.border_s
@@ -141,103 +106,26 @@ class Bounds:
         taken = np.minimum(own, (shape.groups * shape.copies + own - np.cumsum(own, axis=0)).clip(min=0))
         return (taken * np.take_along_axis(each, best, axis=0)).sum(axis=0)
 
-    # -- memory
-
     def _have_room(self, shape: Shape) -> bool:
         """Whether the units with most memory hold all copies, with one row at a time and nothing else in flight."""
         ways = {adding(shape.way, count) for count in self.limits.counts(self.table.rows, shape.copies)}
-        room = np.array([[max(self._room(shape, way, kind, 1)[1] for way in ways)] for kind in shape.kinds])
+        room = np.array([[max(self._loads.room(shape, way, kind, 1)[1] for way in ways)] for kind in shape.kinds])
         return self._used(shape, room)[0] * self.limits.chunks >= shape.copies * len(self.table.order)
 
-    def _blocks(self, shape: Shape, loads: _Loads, numbers: Whole) -> Whole:
+    def _blocks(self, shape: Shape, loads: Loads, numbers: Whole) -> Whole:
         """Per number of microbatches and stage, the blocks that all of its units have room for at most."""
         chunks, left = self.limits.chunks, shape.stages - np.arange(shape.stages)
         flying = np.minimum(loads.counts[:, None], left if chunks == 1 else np.full(1, 2 * shape.stages // chunks))
         blocks = np.full(flying.shape, len(self.table.order) + 1 - shape.stages)
         for kind, own in zip(shape.kinds, numbers, strict=True):
             if own.any():
-                pairs = zip(loads.counts, loads.each, strict=True)
-                rooms = np.array([self._room(shape, adding(shape.way, int(m)), kind, each) for m, each in pairs])
-                room = rooms[np.arange(len(rooms))[:, None], flying]
+                room = self._loads.rooms(shape, loads, kind)[np.arange(len(flying))[:, None], flying]
                 blocks = np.where(np.tile(own > 0, chunks), np.minimum(blocks, room), blocks)
         return blocks
 
-    def _room(self, shape: Shape, way: Way, kind: int, rows: int) -> Whole:
-        """By the number of microbatches in flight, the blocks that one stage has room for at most."""
-        copies = shape.copies if shape.zero else 1
-        key = way, shape.zero, copies, kind, rows
-        if key not in self._rooms:
-            sums, cost = self.costs.sums(way, rows, kind), self.costs.costs[kind]
-            room = (self.limits.filled * cost.device.memory_bytes - cost.runtime_bytes - sums.peak) / self.limits.chunks
-            static, saved = self._each(self.costs.static(way, shape.zero, copies)), self._each(sums.saved)
-            flying = np.arange(2 * len(self.table.order) + 1)[:, None]
-            least = np.maximum((static + flying * saved).min(axis=1), 1)
-            self._rooms[key] = (room / least * (1 + 1e-9)).clip(0, len(self.table.order)).astype(np.int64)
-        return self._rooms[key]
-
-    def _parts(self, way: Way) -> Numbers:
-        """What stages are measured in: the parts of blocks in the model, large ones taken as the middle one."""
-        way = adding(way, 1)
-        if way not in self._known_parts:
-            own = np.diff(self.costs.sums(way, 1, 0).both)
-            own = np.minimum(own, np.median(own) or own.max())
-            self._known_parts[way] = own / own.sum()
-        return self._known_parts[way]
-
-    def _largest(self, way: Way) -> Numbers:
-        """By the number of blocks, the part of the model that they are at most."""
-        if way not in self._tops:
-            self._tops[way] = np.concatenate([[0.0], np.cumsum(np.sort(self._parts(way))[::-1])])
-        return self._tops[way]
-
-    def _each(self, places: Numbers) -> Numbers:
-        """Of the blocks that stand for all, from sums over all."""
-        return places[self._firsts + 1] - places[self._firsts]
-
-    @cached_property
-    def _firsts(self) -> Whole:
-        return np.unique(np.array(self.table.order), return_index=True)[1]
-
-    # -- seconds
-
-    def _loads(self, way: Way, copies: int, *, even: bool) -> _Loads:
-        key = way, copies, even and self.limits.shares is None
-        if key not in self._known:
-            self._known[key] = self._loaded(*key)
-        return self._known[key]
-
-    def _loaded(self, way: Way, copies: int, even: bool) -> _Loads:
-        counts = self.limits.counts(self.table.rows, copies)
-        ways = [adding(way, count) for count in counts]
-        each = [math.ceil(math.ceil(self.table.rows / copies) / count) for count in counts]
-        most = each if even else [math.ceil(self.table.rows / count) for count in counts]
-        most_s, once_s = self._seconds(ways, most) / np.array(most), self._seconds(ways, each)
-        return _Loads(
-            np.array(counts),
-            np.array(each) * counts * copies * 1.0 if even else np.full(len(counts), float(self.table.rows)),
-            tuple(each if even else [1] * len(each)),
-            most_s[0], once_s[0], most_s[1], once_s[1],
-            np.array([self._border_s(*one) for one in zip(ways, each, strict=True)]),
-        )  # fmt: skip
-
-    def _border_s(self, way: Way, rows: int) -> float:
-        inter, sends = self.costs.cluster.inter, self.costs.sums(way, rows, 0).sends[1:-1]
-        return inter.latency_s + float(sends.min()) / reached(inter) if inter and len(sends) else 0.0
-
-    def _seconds(self, ways: Sequence[Way], rows: Sequence[int]) -> Numbers:
-        """Of the whole model, and by which a part takes that part at least; of each per kind and number of rows."""
-        kinds, pairs = range(len(self.costs.kinds)), list(zip(ways, rows, strict=True))
-        return np.moveaxis(np.array([[self._whole_s(way, own, kind) for way, own in pairs] for kind in kinds]), -1, 0)
-
-    def _whole_s(self, way: Way, rows: int, kind: int) -> tuple[float, float]:
-        key = way, rows, kind
-        if key not in self._wholes:
-            both, parts = self.costs.sums(way, rows, kind).both, self._parts(way)[self._firsts]
-            self._wholes[key] = float(both[-1]), float((self._each(both)[parts > 0] / parts[parts > 0]).min())
-        return self._wholes[key]
-
 
 _LONGER = np.array([1, 1.03, 1.07, 1.15, 1.3, 1.6, 2.5, 5, 1e9])
+"""The ranges of turns that are looked at, as multiples of the shortest one."""
 _SURE = 1 - 1e-9
 """Sums come out a little less or more by their order."""
 

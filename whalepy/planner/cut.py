@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import sub
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ def cut_blocks(parts: Sequence[Part], limit: float = math.inf) -> tuple[int, ...
     if best is None:
         return None
     slowest = _slowest(parts, best)
-    low = slowest / len(parts) * 0.25
+    known = {id(seconds): seconds for part in parts for seconds in part.seconds}.values()
+    low = min(max(seconds[-1] / len(parts), max(map(sub, seconds[1:], seconds))) for seconds in known) * (1 - 1e-9)
     while slowest - low > 1e-3 * slowest:
         middle = (low + slowest) / 2
         found = _filled(parts, middle)
@@ -70,10 +72,11 @@ def _any_way(parts: Sequence[Part], limit: float) -> tuple[int, ...] | None:
     """By part, from the last on: where it begins -> where it ends."""
     for k in range(len(parts) - 1, -1, -1):
         own: dict[int, int] = {}
-        low = max(stops, default=0)
+        low = max(stops)
         for stop in sorted(stops, reverse=True):
             start = _start(parts[k], k, stop, limit)
-            own.update((place, stop) for place in range(start, min(low, stop)))
+            for place in range(start, min(low, stop)):
+                own[place] = stop
             low = min(low, start)
         ends.append(own)
         stops = set(own)

@@ -136,27 +136,37 @@ def _like(build: _Builder, call: Call) -> fx.Node | None:
     """view_as, reshape_as, expand_as: the shape is taken from the other operand's sizes."""
     other = call["other"]
     target = aten.expand.default if call.name == "aten.expand_as" else aten.reshape.default
-    sizes = [
-        size if isinstance(size, int) else build(aten.sym_size.int, other, d)
-        for d, size in enumerate(sizes_of(other.meta["val"]))
-    ]
+    sizes = [_size_of(build, other, d) for d in range(other.meta["val"].ndim)]
     return build(target, call["self"], sizes)
 
 
 def _repeat(build: _Builder, call: Call) -> fx.Node | None:
-    """Copies of a dim of size 1, or along a new one, are an expansion, which can be cut along them.
+    """Copies of a dim of size 1, or along a new one, are an expansion, which can be cut along them; so are those of a
+    dim as often as only a step tells, made along a dim of their own.
 
-    Before:  repeat(x, [n, 1, 1])           x of one row
-    After:   expand(x, [n, -1, -1])
+    Before:  repeat(x, [n, 1, 1])           repeat(y, [n, 1])        x of one row, y of more
+    After:   expand(x, [n, -1, -1])         reshape(expand(unsqueeze(y, 0), [n, -1, -1]), [-1, 8])
     """
+    x, own = call["self"], call.sizes(0)
     counts = list(call["repeats"] if "repeats" in call.arguments else call["dims"])
-    counts = [1] * (len(call.sizes(0)) - len(counts)) + counts
-    sizes = [1] * (len(counts) - len(call.sizes(0))) + list(call.sizes(0))
-    if any(size != 1 and count != 1 for size, count in zip(sizes, counts, strict=True)):
-        return None
-    lead = len(counts) - len(call.sizes(0))
+    counts = [1] * (len(own) - len(counts)) + counts
+    lead = len(counts) - len(own)
+    wide = [d for d, count in enumerate(counts) if d >= lead and own[d - lead] != 1 and count != 1]
     kept = [-1 if d >= lead and count == 1 else count for d, count in enumerate(counts)]
-    return build(aten.expand.default, call["self"], kept)
+    if not wide:
+        return build(aten.expand.default, x, kept)
+    if len(wide) > 1 or not isinstance(counts[wide[0]], fx.Node):
+        return None
+    (at,) = wide
+    apart = build(aten.unsqueeze.default, x, at - lead)
+    copies = build(aten.expand.default, apart, [*kept[: at + 1], -1, *kept[at + 1 :]])
+    sizes = [_size_of(build, x, d - lead) if d >= lead and count == 1 else count for d, count in enumerate(counts)]
+    return build(aten.reshape.default, copies, [*sizes[:at], -1, *sizes[at + 1 :]])
+
+
+def _size_of(build: _Builder, x: fx.Node, d: int) -> Any:
+    size = sizes_of(x.meta["val"])[d]
+    return size if isinstance(size, int) else build(aten.sym_size.int, x, d)
 
 
 def _cast_like(build: _Builder, call: Call) -> fx.Node | None:

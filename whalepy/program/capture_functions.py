@@ -1,7 +1,8 @@
 """A torch.autograd.Function becomes one operator of the captured graph, which runs it with its own backward.
 
-Export would record the operators of its forward and drop its backward without a word. No rule cuts such an operator:
-every rank runs it whole. What may reach beyond its arguments stays as it is, and is refused.
+Export would record the operators of its forward and drop its backward without a word. Such an operator is cut only if
+it is seen to treat every element alike; else every rank runs it whole. What may reach beyond its arguments stays as it
+is, and is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from whalepy.program.capture_places import frames_within, place_of_frames
-from whalepy.program.rules_pointwise import FUNCTIONS
+from whalepy.program.capture_pointwise import is_pointwise
+from whalepy.program.rules_pointwise import FUNCTIONS, POINTWISE_FUNCTIONS
 
 _LIBRARY = torch.library.Library(FUNCTIONS, "FRAGMENT")
 _APPLY: Callable[..., Any] = Function.__dict__["apply"].__func__
@@ -118,6 +120,8 @@ def _operator_of(cls: type[Function], args: tuple[Any, ...]) -> _Operator | None
         base = re.sub(r"\W+", "_", cls.__name__)
         taken = sum(name.__name__ == cls.__name__ for name, *_ in _OPERATORS)
         _OPERATORS[key] = _Operator(cls, schema, constants, f"{base}_{taken}")
+        if is_pointwise(lambda *values: _APPLY(cls, *values), args):
+            POINTWISE_FUNCTIONS.add(f"{FUNCTIONS}.{base}_{taken}")
     return _OPERATORS[key]
 
 

@@ -15,6 +15,7 @@ from whalepy.program.rules import Rule, at_ranks, parse_rule
 from whalepy.program.rules_pointwise import (
     LOSSES_WITH_REDUCTION,
     POINTWISE,
+    POINTWISE_FUNCTIONS,
     linear_groups,
     pointwise,
 )
@@ -52,7 +53,7 @@ def _find(call: Call) -> Rule | None:
         return _present(call, parse_rule(line, linear=linear))
     if call.name in MAKERS:
         return MAKERS[call.name](call)
-    return pointwise(call) if call.name in POINTWISE else None
+    return pointwise(call) if call.name in POINTWISE or call.name in POINTWISE_FUNCTIONS else None
 
 
 def _present(call: Call, rule: Rule) -> Rule | None:

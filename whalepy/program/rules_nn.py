@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whalepy.program.call import Call
 from whalepy.program.rules import Rule, parse_rule
-from whalepy.program.rules_write import ONE, Maker, is_count, letters, write
+from whalepy.program.rules_write import ONE, Maker, along, is_count, letters, write
 
 
 def _normalised(call: Call) -> Rule:
@@ -147,6 +147,17 @@ def _cosine_embedding(call: Call) -> Rule | None:
     return parse_rule("nD, nD, n -> n") if call["reduction"] == 0 and call.ranks == (2, 2, 1) else None
 
 
+def _fourier(call: Call) -> Rule | None:
+    """The dims that are transformed are whole, and others afterwards."""
+    if "dim" not in call.arguments or (call["dim"] is None and call["s"] is not None):
+        return None
+    dims = [call.dim()] if isinstance(call["dim"], int) else call.dims()
+    return along(call, dims, fresh=True)
+
+
+FOURIER = [f"aten.fft_{way}{kind}{dims}" for way in ("", "i") for kind in ("fft", "rfft") for dims in ("", "2", "n")]
+
+
 def _margins(call: Call) -> Rule | None:
     """Each class against the right ones: the classes of a row are whole."""
     target = "n" if call.name == "aten.multi_margin_loss" else "nC"
@@ -203,5 +214,6 @@ MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("aten.cross_entropy_loss", "aten.nll_loss_nd", "aten.nll_loss"), _cross_entropy),
     "aten.triplet_margin_loss": _triplet,
     "aten.cosine_embedding_loss": _cosine_embedding,
+    **dict.fromkeys(FOURIER, _fourier),
     **dict.fromkeys(("aten.multi_margin_loss", "aten.multilabel_margin_loss"), _margins),
 }

@@ -46,6 +46,8 @@ LOSSES_WITH_REDUCTION = _names("""
 
 FUNCTIONS = "whalepy_function"
 """Namespace of the operators that stand for a torch.autograd.Function."""
+POINTWISE_FUNCTIONS: set[str] = set()
+"""Those of them that were seen to treat every element alike."""
 _RANDOM_POINTWISE = _names("dropout alpha_dropout native_dropout rrelu bernoulli rand_like randn_like randint_like")
 
 POINTWISE = UNARY | BINARY | MORE | LOSSES_WITH_REDUCTION | _RANDOM_POINTWISE

@@ -17,6 +17,7 @@ from whalepy.errors import PlanError
 from whalepy.program.axes import Size, as_size
 from whalepy.program.call import Call, is_tensor, tensor_operands
 from whalepy.program.layout import Layout, Mode, operand_type, result_type
+from whalepy.program.rules_nn import FOURIER
 from whalepy.program.rules_shape import CREATES, CREATES_LIKE, RESHAPES
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import First, GlobalSize, Reducer, Start, Stream
@@ -216,6 +217,7 @@ GUARDED = (
     *("upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d"),
     *("_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "channel_shuffle"),
     *("pixel_shuffle", "pixel_unshuffle"),
+    *(name.removeprefix("aten.") for name in FOURIER),
 )
 """Operators that torch does not run on empty operands."""
 CONVOLUTIONS = (
