@@ -96,7 +96,7 @@ def ways_out(tried: Sequence[Tried], *, shares_forced: bool) -> tuple[str, ...]:
     if most >= plan.candidate.replicas:
         kept = re.sub(r" --shares \S+", " --shares equal" if shares_forced else "", plan.flags)
         count = plan.candidate.microbatches
-        kept = kept if count * plan.candidate.replicas <= most else re.sub(r" --microbatches \d+", "", kept)
+        kept = kept if count <= most else re.sub(r" --microbatches \d+", "", kept)
         found.append(f"{kept} --batch-size {most}".strip())
     return tuple(found)
 
