@@ -99,12 +99,14 @@ def _of_devices(told: Mapping[str, Any], spec: ClusterSpec) -> Iterator[str]:
 
 def of_layers(told: Mapping[str, Any], file: LayerFile, spec: ClusterSpec) -> Iterator[str]:
     """No step is faster than all products at the peaks of all devices that are used."""
-    split, kinds = _split(told["strategy"]), {(d.type, d.memory_bytes): [] for d in spec.devices}
-    for device in spec.devices:
-        kinds[device.type, device.memory_bytes].append(device.rate(file.dtype))
-    peaks = [max(kinds[d["type"], d["memory_capacity_bytes"]]) for d in told["devices"]]
-    rows = sum(device["batch_share"] for device in told["devices"])
-    least = rows * sum(_flops(layer, split) for layer in file.layers) / sum(peaks)
+    split, used = _split(told["strategy"]), {(d["type"], d["memory_capacity_bytes"]) for d in told["devices"]}
+    flops = sum(_flops(layer, split) for layer in file.layers)
+    rates: dict[tuple[str, int], float] = {}
+    for device in spec.devices if flops else ():
+        if (kind := (device.type, device.memory_bytes)) in used:  # others may have no units for this type
+            rates[kind] = max(rates.get(kind, 0.0), device.rate(file.dtype))
+    peaks = [rates[d["type"], d["memory_capacity_bytes"]] for d in told["devices"]] if flops else [1.0]
+    least = sum(device["batch_share"] for device in told["devices"]) * flops / sum(peaks)
     if told["step_time_s"] < least * (1 - NEAR):
         yield f"a step takes {told['step_time_s']} s, all products alone {least} s"
     if not any(layer.seconds for layer in file.layers) and told["mfu"] > 1 + NEAR:
