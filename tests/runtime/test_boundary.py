@@ -39,13 +39,11 @@ def test_every_element_comes_once(seed: int) -> None:
     for rank, box in takers:
         got = torch.full([len(index) for index in box], -1)
         times = torch.zeros_like(got)
-        for giver, taker, dims in routes(givers, takers, rank):
+        for giver, taker, where in routes(givers, takers):
             if taker != rank:
                 continue
-            mine, theirs = ([_as_index(dim[side]) for dim in dims] for side in (0, 1))
-            part = _take(values[giver], mine)
-            _put(got, theirs, part)
-            _put(times, theirs, _take(times, theirs) + 1)
+            _put(got, where.taker, _take(values[giver], where.giver))
+            _put(times, where.taker, _take(times, where.taker) + 1)
         assert torch.equal(got, _take(whole, [_as_index(index) for index in box]))
         assert (times == 1).all()
 
@@ -53,7 +51,7 @@ def test_every_element_comes_once(seed: int) -> None:
 def test_holders_of_the_same_take_turns_and_a_rank_takes_from_itself() -> None:
     box = (np.arange(4),)
     givers, takers = [(0, box), (1, box)], [(k, box) for k in (2, 3, 4, 1)]
-    senders = {taker: giver for rank in range(5) for giver, taker, _ in routes(givers, takers, rank)}
+    senders = {taker: giver for giver, taker, _ in routes(givers, takers)}
     assert senders == {2: 0, 3: 1, 4: 0, 1: 1}
 
 

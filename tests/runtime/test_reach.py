@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -105,11 +106,26 @@ def alone() -> Group:
 
 def test_a_way_that_this_rank_lacks_is_added() -> None:
     parameter, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    reach = Reach([parameter * 2, other * 3])
+    reach = Reach()
+    for result in (parameter * 2, other * 3):
+        reach.note(result)
     host = _Told(alone(), torch.tensor([1, 0, 1, 0]))
     loss = reach.tie([torch.zeros(())], [parameter, other], host)
     loss.backward()
     assert torch.equal(parameter.grad, torch.zeros(2)) and other.grad is None  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("value", [torch.ones(3, 4), torch.ones(()), torch.ones(2, dtype=torch.complex64)])
+def test_what_is_noted_may_go(value: torch.Tensor) -> None:
+    leaf = value.requires_grad_()
+    result, reach = leaf * 2, Reach()
+    reach.note(result)
+    gone = weakref.ref(result)
+    del result
+    assert gone() is None
+    ((_, nothing),) = reach.ends
+    nothing.sum().abs().backward()
+    assert leaf.grad is not None and not leaf.grad.any()
 
 
 class _Told(Group):
@@ -131,4 +147,4 @@ def test_what_cannot_learn_is_not_noted() -> None:
     reach = Reach()
     with noting(reach):
         Move(alone(), "R", "R", "P", "R", learns=False)(torch.ones(2))
-    assert not reach.results
+    assert not reach.ends

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 from whalepy.dryrun.course import Step
 from whalepy.dryrun.forms import StageForm, form_of, form_of_rank, stages_beside, told_of
-from whalepy.dryrun.model import META
 from whalepy.dryrun.rehearse import Rehearsed, rehearse_stages
 from whalepy.dryrun.silent import SilentBoundary
 from whalepy.dryrun.study import Candidate, Study
@@ -26,6 +26,7 @@ from whalepy.planner.unfold import Sharding, moved, whole_actions
 from whalepy.planner.work import Acted, ActionsRehearsal, Part, RecordedActions, Rehearsal, Stretch
 from whalepy.program.costs import hint
 from whalepy.program.layout import Sharded
+from whalepy.runtime.boundary import Exchanges
 from whalepy.runtime.build import Analysed
 from whalepy.runtime.extents import Coordinates, Grid, StepSizes, grid_of
 from whalepy.runtime.pipeline import Crossed, Pipeline
@@ -88,6 +89,11 @@ class PipelineCandidate(Candidate):
     def grids(self) -> tuple[Grid, ...]:
         """How each stage cuts the rows."""
         return tuple(grid_of(self.plan, stage) for stage in self.plan.stages)
+
+    @cached_property
+    def exchanges(self) -> dict[tuple[int, int], dict[Any, Exchanges]]:
+        """What crosses between two stages on all ranks, by microbatch, and for parameters once per step: as known."""
+        return {}
 
     @cached_property
     def places(self) -> tuple[Mapping[int, Coordinates], ...]:
@@ -328,7 +334,7 @@ class PipelineCandidate(Candidate):
         found: dict[tuple[int, int], int] = {}
         for rank in self.plan.stages[send.stage].rank_of:
             boundary = self.boundary(crossed, pair, rank)
-            traffic = boundary.traffic(None, lambda: sizes, sum(sizes[0].rows.values()))
+            traffic = boundary.traffic(send.microbatch, lambda: sizes, sum(sizes[0].rows.values()))
             for other, parts in traffic[backward].sends.items():
                 if other != rank:
                     found[rank, other] = boundary.size_of(parts)
@@ -372,9 +378,7 @@ class PipelineCandidate(Candidate):
 
     def boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
         """What crosses between two stages as a rank of either sees it."""
-        ends = self.plan.stages[pair[0]], self.plan.stages[pair[1]]
-        grids = self.grids[pair[0]], self.grids[pair[1]]
-        return SilentBoundary(crossed, *ends, grids, rank, None, None, META)
+        return SilentBoundary.between(self.plan, pair, crossed, self.grids, rank, self.exchanges.setdefault(pair, {}))
 
     def crossing_sizes(self, pair: tuple[int, int], m: int | None) -> tuple[StepSizes, StepSizes]:
         """The sizes of a microbatch at both ends; none for what crosses once per step."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -121,6 +121,46 @@ Route = dict[int, list[Part]]
 
 
 @dataclass(frozen=True)
+class Where:
+    """Where a part lies, per dim, in what its giver and its taker hold."""
+
+    giver: tuple[Index, ...]
+    taker: tuple[Index, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Exchange:
+    """What all ranks send and receive when values cross, in one direction."""
+
+    parts: dict[int, list[tuple[int, int, int, Where]]] = field(
+        default_factory=dict[int, list[tuple[int, int, int, Where]]]
+    )
+    """Per rank that gives or takes it: value, giver, taker, and where it lies."""
+    shapes: list[dict[int, tuple[int, ...]]] = field(default_factory=list[dict[int, tuple[int, ...]]])
+    """Of each value, by the ranks that hold it at the receiving end."""
+
+    def add(
+        self, givers: Sequence[tuple[int, Holding]], takers: Sequence[tuple[int, Holding]], *, crosses: bool = True
+    ) -> None:
+        """The next value, from those that hold it to those that want it."""
+        for giver, taker, where in routes(givers, takers) if crosses else ():
+            for rank in {giver, taker}:
+                self.parts.setdefault(rank, []).append((len(self.shapes), giver, taker, where))
+        self.shapes.append({rank: tuple(len(index) for index in holding) for rank, holding in takers})
+
+    def traffic(self, rank: int) -> Traffic:
+        """What one rank sends and receives."""
+        sends, receives = Route(), Route()
+        for value, giver, taker, where in self.parts.get(rank, ()):
+            if giver == rank:
+                sends.setdefault(taker, []).append(Part(value, where.giver, where.shape))
+            if taker == rank:
+                receives.setdefault(giver, []).append(Part(value, where.taker, where.shape))
+        return Traffic(sends, receives, tuple(shapes.get(rank, ()) for shapes in self.shapes))
+
+
+@dataclass(frozen=True)
 class Traffic:
     """What one rank sends and receives when values cross, in one direction."""
 
@@ -130,28 +170,48 @@ class Traffic:
     """Of each value, as the receiving end holds it here."""
 
 
+Exchanges = tuple[Exchange, Exchange]
+"""Forward and backward."""
+
+
 def routes(
-    givers: Sequence[tuple[int, Holding]], takers: Sequence[tuple[int, Holding]], rank: int
-) -> Iterator[tuple[int, int, tuple[tuple[Indices, Indices], ...]]]:
-    """(from rank, to rank, per dim: where the part lies at either end) of every part that `rank` gives or takes.
+    givers: Sequence[tuple[int, Holding]], takers: Sequence[tuple[int, Holding]]
+) -> Iterator[tuple[int, int, Where]]:
+    """(from rank, to rank, where the part lies at either end) of every part.
 
     Every element of what a taker holds comes from one giver. Of givers that hold the same, taker number k takes from
     the k-th, and from itself where it can.
     """
     boxes: dict[tuple[bytes, ...], list[tuple[int, Holding]]] = {}
     for giver, holding in givers:
-        boxes.setdefault(tuple(index.tobytes() for index in holding), []).append((giver, holding))
+        boxes.setdefault(_key(holding), []).append((giver, holding))
+    ranks = {box: {giver for giver, _ in holders} for box, holders in boxes.items()}
+    shared: dict[tuple[tuple[bytes, ...], tuple[bytes, ...]], Where | None] = {}
     for k, (taker, wanted) in enumerate(takers):
-        for holders in boxes.values():
-            giver, holding = next((h for h in holders if h[0] == taker), holders[k % len(holders)])
-            if rank not in (giver, taker):
-                continue
-            dims: list[tuple[Indices, Indices]] = []
-            for have, want in zip(holding, wanted, strict=True):
-                _, mine, theirs = np.intersect1d(have, want, assume_unique=True, return_indices=True)
-                dims.append((mine, theirs))
-            if all(len(mine) for mine, _ in dims):
-                yield giver, taker, tuple(dims)
+        want = _key(wanted)
+        for box, holders in boxes.items():
+            if (box, want) not in shared:
+                shared[box, want] = _shared(holders[0][1], wanted)
+            where = shared[box, want]
+            if where is not None:
+                yield taker if taker in ranks[box] else holders[k % len(holders)][0], taker, where
+
+
+def _key(holding: Holding) -> tuple[bytes, ...]:
+    return tuple(index.tobytes() for index in holding)
+
+
+def _shared(have: Holding, want: Holding) -> Where | None:
+    """What two places both hold; None for nothing."""
+    dims: list[tuple[Index, Index]] = []
+    shape: list[int] = []
+    for one, other in zip(have, want, strict=True):
+        _, mine, theirs = np.intersect1d(one, other, assume_unique=True, return_indices=True)
+        if not len(mine):
+            return None
+        dims.append((_as_index(mine), _as_index(theirs)))
+        shape.append(len(mine))
+    return Where(tuple(mine for mine, _ in dims), tuple(theirs for _, theirs in dims), tuple(shape))
 
 
 def _as_index(index: Indices) -> Index:
@@ -174,15 +234,24 @@ class Boundary:
     device: torch.device
     kept: dict[Any, tuple[Traffic, Traffic]] = field(default_factory=dict[Any, tuple[Traffic, Traffic]])
     sent_bytes: int = 0
+    shared: dict[Any, Exchanges] | None = None
+    """Where several ranks of the boundary are looked at in one process: what all of them move, by the same keys."""
 
     @classmethod
     def between(
-        cls, plan: Plan, pair: tuple[int, int], crossed: tuple[Crossed, ...], grids: Sequence[Grid], rank: int
-    ) -> Boundary:
+        cls,
+        plan: Plan,
+        pair: tuple[int, int],
+        crossed: tuple[Crossed, ...],
+        grids: Sequence[Grid],
+        rank: int,
+        shared: dict[Any, Exchanges],
+    ) -> Self:
         """What crosses between two stages of a plan, as a rank sees it that sends nothing."""
         source, target = pair
         ends = plan.stages[source], plan.stages[target]
-        return cls(crossed, *ends, (grids[source], grids[target]), rank, None, None, torch.device("meta"))
+        meta = torch.device("meta")
+        return cls(crossed, *ends, (grids[source], grids[target]), rank, None, None, meta, shared=shared)
 
     @cached_property
     def dtypes(self) -> tuple[torch.dtype, ...]:
@@ -201,23 +270,25 @@ class Boundary:
         if key not in self.kept:
             if len(self.kept) >= _KEPT_SIZES:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = self._traffic(*sizes(), total)
+            forward, backward = self._exchanges(key, sizes, total)
+            self.kept[key] = forward.traffic(self.rank), backward.traffic(self.rank)
         return self.kept[key]
 
-    def _traffic(self, here: StepSizes, there: StepSizes, total: int) -> tuple[Traffic, Traffic]:
-        forward, backward = Traffic({}, {}, ()), Traffic({}, {}, ())
-        shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        for k, crossed in enumerate(self.crossed):
+    def _exchanges(self, key: Any, sizes: Callable[[], tuple[StepSizes, StepSizes]], total: int) -> Exchanges:
+        if self.shared is None:
+            return self._exchanged(*sizes(), total)
+        if key not in self.shared:
+            self.shared[key] = self._exchanged(*sizes(), total)
+        return self.shared[key]
+
+    def _exchanged(self, here: StepSizes, there: StepSizes, total: int) -> Exchanges:
+        forward, backward = Exchange(), Exchange()
+        for crossed in self.crossed:
             source = self._holdings(crossed.source, self.source, self.grids[0], here, total)
             target = self._holdings(crossed.target, self.target, self.grids[1], there, total)
-            shapes.append((self._shape(source), self._shape(target)))
-            self._add(forward, k, source, target)
-            if crossed.learns:
-                self._add(backward, k, target, source)
-        return (
-            Traffic(forward.sends, forward.receives, tuple(shape for _, shape in shapes)),
-            Traffic(backward.sends, backward.receives, tuple(shape for shape, _ in shapes)),
-        )
+            forward.add(source, target)
+            backward.add(target, source, crosses=crossed.learns)
+        return forward, backward
 
     def _holdings(
         self, end: End, stage: StagePlan, grid: Grid, sizes: StepSizes, total: int
@@ -226,22 +297,6 @@ class Boundary:
         return [
             (rank, held_indices(end, grid, at, sizes, total)) for rank, at in zip(stage.rank_of, places, strict=True)
         ]
-
-    def _shape(self, holdings: Sequence[tuple[int, Holding]]) -> tuple[int, ...]:
-        mine = next((holding for rank, holding in holdings if rank == self.rank), ())
-        return tuple(len(index) for index in mine)
-
-    def _add(
-        self, traffic: Traffic, k: int, givers: Sequence[tuple[int, Holding]], takers: Sequence[tuple[int, Holding]]
-    ) -> None:
-        for giver, taker, dims in routes(givers, takers, self.rank):
-            shape = tuple(len(mine) for mine, _ in dims)
-            if giver == self.rank:
-                index = tuple(_as_index(mine) for mine, _ in dims)
-                traffic.sends.setdefault(taker, []).append(Part(k, index, shape))
-            if taker == self.rank:
-                index = tuple(_as_index(theirs) for _, theirs in dims)
-                traffic.receives.setdefault(giver, []).append(Part(k, index, shape))
 
     # -- moving
 

@@ -52,7 +52,7 @@ class Move:
             return convert(x, self.source, self.target, self.group)
         result: Tensor = _Moved.apply(x, self)
         if reach is not None:
-            reach.results.append(result)
+            reach.note(result)
         return result
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import sympy
 
@@ -23,7 +25,7 @@ from whalepy.rewrite.printing import RankProgram, Ranks, program_text, rank_prog
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, SizesAt
 from whalepy.rewrite.verify import verify
-from whalepy.runtime.boundary import Boundary
+from whalepy.runtime.boundary import Boundary, Exchanges
 from whalepy.runtime.build import Analysed
 from whalepy.runtime.extents import Extents, Grid, StepSizes, grid_of
 from whalepy.runtime.pipeline import Pipeline
@@ -148,56 +150,62 @@ def _check_order_of_rows(stage: Analysed, placed: StagePlan, plan: Plan, microba
 
 def messages_of(main: Pipeline, plan: Plan, schedule: Schedule) -> dict[int, list[Message]]:
     """What each rank sends to and expects of each other one in a step at the example's sizes, in its order."""
-    program = main.stages[0].program
-    grids = [grid_of(plan, stage) for stage in plan.stages]
-    total, symbols = rows_in(program.captured, program.hints), batch_symbols(program.captured)
-
-    def sizes(stage: int, microbatch: int) -> StepSizes:
-        rows = grids[stage].microbatch(total, microbatch)
-        return sizes_of_microbatch(program.hints, symbols, rows, first=microbatch == 0, microbatch=microbatch)
-
-    found: dict[int, list[Message]] = {}
-    for actions in schedule:
-        for rank in plan.stages[actions[0].stage].rank_of if actions else ():
-            known: dict[tuple[int, int], Boundary] = {}
-            found[rank] = [
-                message
-                for action in actions
-                if action.peer is not None
-                for message in _messages(action, main, plan, grids, sizes, rank, known)
-            ]
-    return found
+    ends = _Ends(main, plan)
+    return {
+        rank: [message for action in actions if action.peer is not None for message in ends.messages(action, rank)]
+        for actions in schedule
+        for rank in (plan.stages[actions[0].stage].rank_of if actions else ())
+    }
 
 
-def _messages(
-    action: Action,
-    main: Pipeline,
-    plan: Plan,
-    grids: Sequence[Grid],
-    sizes: Callable[[int, int], StepSizes],
-    rank: int,
-    known: dict[tuple[int, int], Boundary],
-) -> Iterator[Message]:
-    """The messages of one send or receive of a rank; none to itself."""
-    assert action.peer is not None
-    backward = action.op in ("SEND_B", "RECV_B", "SEND_G", "RECV_G")
-    gives = action.op in ("SEND_F", "SEND_P", "RECV_B", "RECV_G")
-    source, target = (action.stage, action.peer) if gives else (action.peer, action.stage)
-    crossed = (main.parameters if action.op[-1] in "PG" else main.values)[source, target]
-    boundary = Boundary.between(plan, (source, target), crossed, grids, rank)
-    if action.microbatch is None:
-        nothing = StepSizes({}, {}, {(): 0})
-        traffic = boundary.traffic(None, lambda: (nothing, nothing), 0)[backward]
-    else:
-        here, there = sizes(source, action.microbatch), sizes(target, action.microbatch)
-        boundary = known.setdefault((source, target), boundary)
+@dataclass
+class _Ends:
+    """The boundaries of all ranks at the example's sizes."""
+
+    main: Pipeline
+    plan: Plan
+    shared: dict[tuple[int, int], dict[Any, Exchanges]] = field(
+        default_factory=dict[tuple[int, int], dict[Any, Exchanges]]
+    )
+    known: dict[Any, Boundary] = field(default_factory=dict[Any, Boundary])
+
+    @cached_property
+    def grids(self) -> list[Grid]:
+        """How each stage cuts the rows."""
+        return [grid_of(self.plan, stage) for stage in self.plan.stages]
+
+    def messages(self, action: Action, rank: int) -> Iterator[Message]:
+        """The messages of one send or receive of a rank; none to itself."""
+        assert action.peer is not None
+        backward = action.op in ("SEND_B", "RECV_B", "SEND_G", "RECV_G")
+        gives = action.op in ("SEND_F", "SEND_P", "RECV_B", "RECV_G")
+        pair = (action.stage, action.peer) if gives else (action.peer, action.stage)
+        boundary = self._boundary(pair, rank, once=action.op[-1] in "PG")
+        here, there = (self._sizes(stage, action.microbatch) for stage in pair)
         key = tuple(here.rows.items()), tuple(there.rows.items())
         traffic = boundary.traffic(key, lambda: (here, there), sum(here.rows.values()))[backward]
-    route = traffic.sends if action.op in SENDS else traffic.receives
-    for other, parts in route.items():
-        if other != rank:
-            dtypes = "+".join(dict.fromkeys(str(boundary.dtypes[part.value]) for part in parts))
-            yield Message(action, other, sum(part.elements for part in parts), dtypes)
+        route = traffic.sends if action.op in SENDS else traffic.receives
+        for other, parts in route.items():
+            if other != rank:
+                dtypes = "+".join(dict.fromkeys(str(boundary.dtypes[part.value]) for part in parts))
+                yield Message(action, other, sum(part.elements for part in parts), dtypes)
+
+    def _boundary(self, pair: tuple[int, int], rank: int, *, once: bool) -> Boundary:
+        key = pair, rank, once
+        if key not in self.known:
+            crossed = (self.main.parameters if once else self.main.values)[pair]
+            shared = self.shared.setdefault(pair, {})
+            self.known[key] = Boundary.between(self.plan, pair, crossed, self.grids, rank, shared)
+        return self.known[key]
+
+    def _sizes(self, stage: int, microbatch: int | None) -> StepSizes:
+        """Of a microbatch; none for what crosses once per step."""
+        if microbatch is None:
+            return StepSizes({}, {}, {(): 0})
+        program, grid = self.main.stages[0].program, self.grids[stage]
+        symbols = batch_symbols(program.captured)
+        rows = grid.microbatch(rows_in(program.captured, program.hints), microbatch)
+        return sizes_of_microbatch(program.hints, symbols, rows, first=microbatch == 0, microbatch=microbatch)
 
 
 def _verify(

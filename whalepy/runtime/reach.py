@@ -16,12 +16,19 @@ import torch
 
 from whalepy.runtime.groups import Group
 
+End = tuple[Any, torch.Tensor]
+"""What the backward pass runs for a value, and none of its elements, which does not hold the value."""
+
 
 @dataclass
 class Reach:
-    """The results of the bridges of one forward pass, in order: as many on every rank."""
+    """The bridges of one forward pass, in order: as many on every rank."""
 
-    results: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    ends: list[End] = field(default_factory=list[End])
+
+    def note(self, result: torch.Tensor) -> None:
+        """The result of a bridge; it may go as soon as nothing else needs it."""
+        self.ends.append(_end(result))
 
     def tie(self, outputs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], host: Group) -> torch.Tensor:
         """The first of the outputs, from which the backward pass reaches, beside what it reaches from all outputs, what
@@ -29,13 +36,14 @@ class Reach:
 
         Ways that this rank lacks are added with a gradient of zeros.
         """
-        ends = [*self.results, *(leaf for leaf in leaves if leaf.requires_grad)]
+        ends = [*self.ends, *(_end(leaf) for leaf in leaves if leaf.requires_grad)]
         seen = _before(outputs)
-        mine = torch.tensor([_function(end) in seen for end in ends], dtype=torch.int64)
+        mine = torch.tensor([function in seen for function, _ in ends], dtype=torch.int64)
         buffer, blocks = host.all_gather(mine, [len(ends)] * host.size)
         anywhere = torch.stack(blocks.parts(buffer)).amax(0)
-        lacking = [end for end, wanted, has in zip(ends, anywhere.tolist(), mine.tolist(), strict=True) if wanted > has]
-        return sum((_nothing_of(end).to(outputs[0].dtype) for end in lacking), outputs[0])
+        wanted = zip(ends, anywhere.tolist(), mine.tolist(), strict=True)
+        lacking = [nothing for (_, nothing), any_has, has in wanted if any_has > has]
+        return sum((nothing.sum().to(outputs[0].dtype) for nothing in lacking), outputs[0])
 
 
 _REACH: ContextVar[Reach | None] = ContextVar("reach", default=None)
@@ -54,6 +62,10 @@ def noting(reach: Reach | None) -> Generator[None]:
         yield
     finally:
         _REACH.reset(token)
+
+
+def _end(value: torch.Tensor) -> End:
+    return _function(value), _nothing_of(value)
 
 
 def _function(value: torch.Tensor) -> Any:
@@ -75,4 +87,4 @@ def _before(outputs: Sequence[torch.Tensor]) -> set[Any]:
 
 def _nothing_of(value: torch.Tensor) -> torch.Tensor:
     real = torch.view_as_real(value) if value.is_complex() else value
-    return real.flatten()[:0].sum()
+    return torch.slice_copy(real if real.ndim else real.unsqueeze(0), 0, 0, 0)
