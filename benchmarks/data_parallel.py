@@ -34,6 +34,7 @@ from benchmarks.ways import (
     compare_ways,
     expected,
     own_core,
+    parser_of,
     timed_ways,
 )
 
@@ -90,4 +91,4 @@ def on_rank(limits: Limits) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    compare_ways("data_parallel", __doc__, RANKS, on_rank)
+    compare_ways("data_parallel", parser_of(__doc__).parse_args(), RANKS, on_rank)

@@ -45,6 +45,7 @@ from benchmarks.ways import (
     compare_ways,
     local_gradients,
     own_core,
+    parser_of,
     timed_ways,
 )
 
@@ -112,4 +113,4 @@ def on_rank(limits: Limits) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    compare_ways("tensor_parallel", __doc__, RANKS, on_rank)
+    compare_ways("tensor_parallel", parser_of(__doc__).parse_args(), RANKS, on_rank)

@@ -233,9 +233,10 @@ def report(path: Path | None, name: str, before: dict[str, Any], found: dict[str
         path.write_text(json.dumps({**made_of, **before, **found}, indent=1) + "\n")
 
 
-def compare_ways(name: str, description: str | None, ranks: int, on_rank: Callable[[Limits], dict[str, Any]]) -> None:
+def compare_ways(
+    name: str, options: argparse.Namespace, ranks: int, on_rank: Callable[[Limits], dict[str, Any]]
+) -> None:
     """The whole of a benchmark whose ranks find what `against` gives."""
-    options = parser_of(description).parse_args()
     before = machine()
     row = on_ranks(ranks, on_rank, limits_of(options))
     print(shown_against(row))

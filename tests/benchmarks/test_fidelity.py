@@ -23,7 +23,7 @@ def test_a_row_states_a_configuration(row: Row) -> None:
     assert (row.memory_gib is None) == (row.memory_kind == "")
     if row.left:
         return
-    assert row.replicate * row.split == row.devices
+    assert row.replicate * row.split * row.stages == row.devices
     assert row.batch % (row.replicate * row.microbatches) == 0
     assert row.published is None or row.outcome == "ran"
     spec = ClusterSpec.load(cluster_of(row))

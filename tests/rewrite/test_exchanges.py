@@ -108,7 +108,7 @@ def notes_of(made: Analysed, coordinates: tuple[int, ...]) -> list[Note]:
 
 def _reaching_all(loss: Tensor, reach: Reach) -> Tensor:
     """As `Reach.tie` makes it where another rank reaches every bridge."""
-    return sum((result.flatten()[:0].sum().to(loss.dtype) for result in reach.results), loss)
+    return sum((nothing.sum().to(loss.dtype) for _, nothing in reach.ends), loss)
 
 
 def _value(like: Tensor, shape: tuple[int, ...], place: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from whalepy.dryrun.blocks import Blocks, module_of
@@ -38,22 +39,28 @@ class Surveyed:
     """Of its blocks, in the order in which they run."""
     modules: Mapping[str, int]
     """Modules outside all blocks -> the place of the block that they run with, for those that run with one alone."""
-    flops: tuple[float, ...]
-    """Of each block with a few rows."""
+
+    @cached_property
+    def flops(self) -> tuple[float, ...]:
+        """Of each block with a few rows."""
+        works = self.table.works(Way(), self.table.some)
+        flops = [float(sum(event.flops for event in work.forward)) for work in works]
+        return tuple(flops[k] for k in self.table.order)
 
 
-def surveyed(study: Study, cluster: ClusterSpec) -> Surveyed:
-    """What a search needs to know of a model, which may be folded. One without lists is cut between its children."""
+def surveyed(study: Study, cluster: ClusterSpec, split: int | None = None) -> Surveyed:
+    """What a search needs to know of a model, which may be folded. One without lists is cut between its children.
+
+    `split`: the only degree that it will ask for; None: any.
+    """
     known = study
     if not study.blocks.paths:
         blocks = Blocks(tuple(name for name, _ in study.recipe.model.named_children()) or ("",))
         known = replace(study, blocks=blocks, cuts={})
-    table = ModelTable(known, cluster, _in_time(study, cluster))
+    table = ModelTable(known, cluster, _in_time(study, cluster), split)
     paths = known.blocks.whole or known.blocks.paths
     places = tuple(paths[k] for k in table.places)
-    works = table.works(Way(), table.some)
-    flops = [float(sum(event.flops for event in work.forward)) for work in works]
-    return Surveyed(table, places, _modules(table), tuple(flops[k] for k in table.order))
+    return Surveyed(table, places, _modules(table))
 
 
 def _modules(table: ModelTable) -> dict[str, int]:
@@ -117,7 +124,7 @@ def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged
 
     Raises PlanError where blocks or devices are too few.
     """
-    found = surveyed(study, cluster)
+    found = surveyed(study, cluster, options.split)
     model, count = study.recipe.model, options.stages or 1
     if count > len(found.paths):
         paths = ", ".join(found.paths[:3]) + (", ..." if len(found.paths) > 3 else "")

@@ -246,7 +246,7 @@ def _instead(
     if options.zero is not None and options.zero > 1:  # not there yet with stages
         return None, (), False
     progress("looking for the best stages")
-    found = surveyed(study, cluster)
+    found = surveyed(study, cluster, options.split)
     choices = choices_of(found, cluster, options)
     estimates = estimates_of(choices, cluster, options)
     staged = next((choice for choice in choices if len(choice.sizes) > 1), None)

@@ -30,6 +30,8 @@ class ModelTable:
     cluster: ClusterSpec
     in_time: bool
     """Whether the loss can be computed in microbatches."""
+    split: int | None = None
+    """The only degree of split that is asked for; None: any."""
     _runs: dict[tuple[Way, int], tuple[Recorded, tuple[BlockWork, ...]]] = field(
         default_factory=dict[tuple[Way, int], tuple[Recorded, tuple[BlockWork, ...]]]
     )
@@ -99,7 +101,7 @@ class ModelTable:
 
     @property
     def splits(self) -> tuple[int, ...]:
-        """1, and the powers of two of like devices in one node that the model can be split over."""
+        """Of 1 and the powers of two those asked for, of like devices in one node, that the model can be split over."""
         return self._splits
 
     @cached_property
@@ -108,7 +110,8 @@ class ModelTable:
         for device in self.cluster.devices:
             alike[device.node, kind_of(device)] += 1
         most = max(alike.values())
-        return tuple(s for s in (1, 2, 4, 8, 16) if s <= most and self._can_be_split(s))
+        wanted = [s for s in (1, 2, 4, 8, 16) if self.split in (None, s) and s <= most]
+        return tuple(s for s in wanted if self._can_be_split(s))
 
     def _can_be_split(self, degree: int) -> bool:
         try:
