@@ -15,6 +15,8 @@ from tests.exactness import Run, compare
 from tests.pool import Pool
 from whalepy.errors import PlanError
 from whalepy.rewrite import kernels
+from whalepy.rewrite.bindings import MoveBinding, Stream
+from whalepy.rewrite.rewrite import Rewritten
 from whalepy.runtime.pieces import in_pieces
 
 BACKENDS = ("aot_eager", pytest.param("inductor", marks=pytest.mark.slow))
@@ -104,7 +106,9 @@ def test_pieces_end_at_bridges() -> None:
     last = graph.call_function(torch.ops.aten.mul.Tensor, (drawn, 2.0))
     graph.output((graph.call_function(torch.ops.aten.sum.default, (last,)),))
     module = fx.GraphModule({}, graph)
-    cut = in_pieces(module, "aot_eager")
+    move_binding = MoveBinding(0, "P", "R", ())
+    rewritten = Rewritten(module, (move_binding, Stream(0, ())), 1, (), {})
+    cut = in_pieces(rewritten, "aot_eager")
     calls = [node.target for node in cut.graph.nodes if "call" in node.op and node.target is not operator.getitem]
     names = [getattr(target, "__name__", target) for target in calls]
     assert names == [

@@ -164,9 +164,8 @@ class _Ends:
 
     main: Pipeline
     plan: Plan
-    shared: dict[tuple[int, int], dict[Any, Exchanges]] = field(
-        default_factory=dict[tuple[int, int], dict[Any, Exchanges]]
-    )
+    shared: dict[Any, dict[Any, Exchanges]] = field(default_factory=dict[Any, dict[Any, Exchanges]])
+    """Per boundary, of values or of parameters, which may have the same sizes: a microbatch may have no rows."""
     known: dict[Any, Boundary] = field(default_factory=dict[Any, Boundary])
 
     @cached_property
@@ -194,7 +193,7 @@ class _Ends:
         key = pair, rank, once
         if key not in self.known:
             crossed = (self.main.parameters if once else self.main.values)[pair]
-            shared = self.shared.setdefault(pair, {})
+            shared = self.shared.setdefault((pair, once), {})
             self.known[key] = Boundary.between(self.plan, pair, crossed, self.grids, rank, shared)
         return self.known[key]
 

@@ -73,7 +73,7 @@ class StepProgram:
     @cached_property
     def compiled(self) -> fx.GraphModule:
         """The program as the backend has it."""
-        return self.rewritten.graph if self.backend == EAGER else in_pieces(self.rewritten.graph, self.backend)
+        return self.rewritten.graph if self.backend == EAGER else in_pieces(self.rewritten, self.backend)
 
 
 def place_on(graph: fx.GraphModule, device: torch.device) -> None:
