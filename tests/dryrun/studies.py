@@ -44,11 +44,13 @@ class Block(nn.Module):
 class Chain(nn.Module):
     """An embedding, blocks in a row, a head, which may be tied to the embedding."""
 
-    def __init__(self, blocks: Iterable[nn.Module], *, tied: bool = False) -> None:
+    def __init__(
+        self, blocks: Iterable[nn.Module], *, tied: bool = False, width: int = WIDTH, vocabulary: int = VOCABULARY
+    ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.embed = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.head = nn.Linear(width, vocabulary, bias=False)
         if tied:
             self.head.weight = self.embed.weight
 
