@@ -95,6 +95,7 @@ def forecast_of(row: Row, folder: Path, *, sheet: bool = False) -> Forecast:
         zero=row.zero,
         recompute=row.recompute,
         keeps_plan=False,
+        beyond=False,
     )
     return run(request, lambda _: None)[0]
 

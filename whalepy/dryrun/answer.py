@@ -78,7 +78,16 @@ def answer(
     ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
     some = any(best is tried for tried in others)
     more = (*_idle(best, cluster, of_types=some), *_not_tried(left_out))
-    return forecast_of(study, best, baseline, ranked, subject, ways, more), best
+    added = adds(best) if options.beyond else dict.fromkeys(best.ranks)
+    return _with_room(forecast_of(study, best, baseline, ranked, subject, ways, more, added), best, options), best
+
+
+def _with_room(forecast: Forecast, best: Tried, options: Options) -> Forecast:
+    """The forecast with how far batch and sequence may grow, where that is wanted."""
+    if not options.beyond:
+        return forecast
+    longest = longest_sequence(best, forecast.subject.tokens)
+    return replace(forecast, largest_batch=largest_batch(best), longest_sequence=longest)
 
 
 def _alone(
@@ -110,7 +119,7 @@ def answer_in_stages(
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
     added = dict[int, float | None].fromkeys(best.ranks)
-    if not staged.flags:  # stages of the user's own; those that are forced are cut anew
+    if options.beyond and not staged.flags:  # stages of the user's own; those that are forced are cut anew
         progress("without a device")
         count = replace(options, microbatches=best.candidate.microbatches)
         added = adds_in_stages(best, lambda others: tried_in_stages(study, others, count, staged))
@@ -121,7 +130,7 @@ def answer_in_stages(
     ranked = [best, *(baseline for baseline in baselines if baseline.verdict != "no")]
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
-    return replace(made, annotations=staged.annotations), best
+    return _with_room(replace(made, annotations=staged.annotations), best, options), best
 
 
 def replicated(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Tried, ...]:
@@ -189,13 +198,13 @@ def forecast_of(
     subject: Subject,
     ways: tuple[str, ...],
     more: Sequence[str],
-    added: Mapping[int, float | None] | None = None,
+    added: Mapping[int, float | None],
 ) -> Forecast:
     """The report of the best of some plans that were tried, `ranked` from best to worst.
 
-    `added`: what each rank adds, where that is known already.
+    `added`: what each rank adds, where that is known.
     """
-    played, added = best.played, adds(best) if added is None else added
+    played = best.played
     bottleneck = max(best.ranks, key=lambda rank: played.tracks[rank].busy_s)
     return Forecast(
         subject=subject,
@@ -217,8 +226,6 @@ def forecast_of(
         assumptions=(*more, *best.candidate.cluster.assumptions, *_assumptions(best)),
         annotations=annotation_text(best.candidate.levels or ()),
         modules=modules_of(best),
-        largest_batch=largest_batch(best),
-        longest_sequence=longest_sequence(best, subject.tokens),
         ways_out=ways,
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,

@@ -227,7 +227,14 @@ class PipelineCandidate(Candidate):
 
     def kind_of_rank(self, rank: int) -> Hashable:
         """Equal for ranks that hold parts of the same sizes of everything."""
-        return tuple((k, self.sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
+        return self._kinds[rank]
+
+    @cached_property
+    def _kinds(self) -> Mapping[int, Hashable]:
+        return {
+            rank: tuple((k, self.sizes_of(k, self.places[k][rank])) for k in self.plan.stages_of(rank))
+            for rank in self.plan.ranks
+        }
 
     def sizes_of(self, k: int, at: Coordinates) -> Hashable:
         """Equal for places of a stage with parts of the same sizes of everything."""
@@ -356,25 +363,32 @@ class PipelineCandidate(Candidate):
         for (source, target), size in self.crossed_bytes().items():
             here, there = self.network.node_of(source), self.network.node_of(target)
             (inside if here == there else out)[here] += size
+        leaving: dict[tuple[int, int, int], float] = {}
         for rank in self.plan.ranks:
             node = self.network.node_of(rank)
             acts = self.acts_of(rank)
             done = [(action.stage, acts.acts[self.stand_in(action)].weighted) for action in self.actions[rank]]
             done += [(k, tuple((event, 1) for event in gathers)) for k, gathers in acts.gathers.items()]
+            sent: Counter[tuple[int, int]] = Counter()
             for k, event, times in ((k, *pair) for k, weighted in done for pair in weighted):
                 if event.collective:
-                    members = self._group(k, rank, event.level)
-                    own = sum(self.network.node_of(member) == node for member in members)
-                    leaves = 0.0 if own == len(members) else 1 / own
-                    inside[node] += times * event.bytes * (1 - leaves)
-                    out[node] += times * event.bytes * leaves
+                    sent[k, event.level] += times * event.bytes
+            for (k, level), size in sent.items():
+                if (k, rank, level) not in leaving:
+                    leaving.update(self._leaving(k, rank, level))
+                leaves = leaving[k, rank, level]
+                inside[node] += size * (1 - leaves)
+                out[node] += size * leaves
         return inside, out
 
-    def _group(self, k: int, rank: int, level: int) -> list[int]:
-        """The ranks that a rank shares a level of a stage with."""
+    def _leaving(self, k: int, rank: int, level: int) -> dict[tuple[int, int, int], float]:
+        """By stage, rank and level: the part of what each rank of a group sends around it that leaves its node."""
         places = self.places[k]
         mine = places[rank][:level] + places[rank][level + 1 :]
-        return [other for other, at in places.items() if at[:level] + at[level + 1 :] == mine]
+        members = [other for other, at in places.items() if at[:level] + at[level + 1 :] == mine]
+        nodes = Counter(self.network.node_of(member) for member in members)
+        share = {node: 0.0 if own == len(members) else 1 / own for node, own in nodes.items()}
+        return {(k, member, level): share[self.network.node_of(member)] for member in members}
 
     def boundary(self, crossed: tuple[Crossed, ...], pair: tuple[int, int], rank: int) -> SilentBoundary:
         """What crosses between two stages as a rank of either sees it."""

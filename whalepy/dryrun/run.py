@@ -64,6 +64,8 @@ class Request:
     stages: int | None = None
     schedule: str | None = None
     balance: Balance = "exact"
+    beyond: bool = True
+    """Whether the forecast says too what more rows, longer sequences and fewer devices would do."""
 
 
 def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
@@ -140,6 +142,7 @@ def options_of(request: Request) -> Options:
         None if request.stages == 1 else request.stages,
         request.schedule,
         request.balance,
+        request.beyond,
     )
 
 
@@ -196,7 +199,7 @@ def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | N
                 study = _folded_study(recipe, example, request, blocks)
             found = in_stages(study) if study is not None and standing.issuperset(stages_in(study.program)) else None
         if found is not None:
-            return (*(found if again is None else _with_adds(*found, again, progress)), None)
+            return (*(_with_adds(*found, again, progress) if again and options.beyond else found), None)
     with folded(model, fold=False) as blocks:
         study = _study(recipe, example, request, blocks)
         if not stages_in(study.program):

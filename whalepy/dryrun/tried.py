@@ -36,6 +36,8 @@ class Options:
     stages: int | None = None
     schedule: str | None = None
     balance: Balance = "exact"
+    beyond: bool = True
+    """Whether it is wanted too what more rows, longer sequences and fewer devices would do: that takes more runs."""
 
     @property
     def savings(self) -> Savings:

@@ -26,7 +26,8 @@ from whalepy.rewrite.terms import terms_of
 from whalepy.runtime.extents import Coordinates, Extents, Grid, StepSizes
 from whalepy.runtime.pipeline import Crossed, End
 
-Indices = np.ndarray
+Indices = range | np.ndarray
+"""A range where they follow one another, as they mostly do: what two ranges share takes no looking at each index."""
 Holding = tuple[Indices, ...]
 """Per dim, the indices of the whole value that a place holds, in the order in which it holds them."""
 Index = slice | Tensor
@@ -43,11 +44,20 @@ def held_indices(end: End, grid: Grid, at: Coordinates, sizes: StepSizes, total:
 
 
 def _dim_indices(dim: DimTerms, extents: Extents, total: int) -> Indices:
-    found = np.zeros(1, dtype=np.int64)
+    found: Indices = range(1)
     for term in dim:
         own, size = _term_indices(term, extents, total)
-        found = (found[:, None] * size + own[None, :]).reshape(-1)
+        if isinstance(found, range) and isinstance(own, range) and (found == range(1) or own == range(size)):
+            found = own if found == range(1) else range(found.start * size, found.stop * size)
+        else:
+            found = _in_a_row((np.asarray(found)[:, None] * size + np.asarray(own)[None, :]).reshape(-1))
     return found
+
+
+def _in_a_row(indices: np.ndarray) -> Indices:
+    if len(indices) and (np.diff(indices) == 1).all():
+        return range(int(indices[0]), int(indices[-1]) + 1)
+    return indices
 
 
 def _term_indices(term: Term, extents: Extents, total: int) -> tuple[Indices, int]:
@@ -56,18 +66,18 @@ def _term_indices(term: Term, extents: Extents, total: int) -> tuple[Indices, in
         return _row_indices(term, extents, total), total
     if not term.chain:
         size = extents.value(term.size)
-        return np.arange(size), size
+        return range(size), size
     start, length = extents.interval(term)
     whole = extents.value(term.axis_size)
     own = np.arange(start, start + length)
-    parts: list[Indices] = []
+    parts: list[np.ndarray] = []
     offset = 0
     for pre, post in term.parts:
         before, after = extents.value(pre), extents.value(post)
         part = (np.arange(before)[:, None] * whole + own[None, :]).reshape(-1)
         parts.append(offset + (part[:, None] * after + np.arange(after)[None, :]).reshape(-1))
         offset += before * whole * after
-    return np.concatenate(parts), offset
+    return _in_a_row(np.concatenate(parts)), offset
 
 
 def _row_indices(term: Term, extents: Extents, total: int) -> Indices:
@@ -88,7 +98,7 @@ def _row_indices(term: Term, extents: Extents, total: int) -> Indices:
     found = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
     rest = Term(len(found), term.chain[matched:], False, len(found))
     start, length = extents.interval(rest)
-    return found[start : start + length]
+    return _in_a_row(found[start : start + length])
 
 
 def _relative(grid: Grid, sizes: StepSizes, total: int) -> list[dict[Coordinates, tuple[int, int]]]:
@@ -182,11 +192,11 @@ def routes(
     Every element of what a taker holds comes from one giver. Of givers that hold the same, taker number k takes from
     the k-th, and from itself where it can.
     """
-    boxes: dict[tuple[bytes, ...], list[tuple[int, Holding]]] = {}
+    boxes: dict[_Key, list[tuple[int, Holding]]] = {}
     for giver, holding in givers:
         boxes.setdefault(_key(holding), []).append((giver, holding))
     ranks = {box: {giver for giver, _ in holders} for box, holders in boxes.items()}
-    shared: dict[tuple[tuple[bytes, ...], tuple[bytes, ...]], Where | None] = {}
+    shared: dict[tuple[_Key, _Key], Where | None] = {}
     for k, (taker, wanted) in enumerate(takers):
         want = _key(wanted)
         for box, holders in boxes.items():
@@ -197,8 +207,11 @@ def routes(
                 yield taker if taker in ranks[box] else holders[k % len(holders)][0], taker, where
 
 
-def _key(holding: Holding) -> tuple[bytes, ...]:
-    return tuple(index.tobytes() for index in holding)
+_Key = tuple[range | bytes, ...]
+
+
+def _key(holding: Holding) -> _Key:
+    return tuple(index if isinstance(index, range) else index.tobytes() for index in holding)
 
 
 def _shared(have: Holding, want: Holding) -> Where | None:
@@ -206,7 +219,7 @@ def _shared(have: Holding, want: Holding) -> Where | None:
     dims: list[tuple[Index, Index]] = []
     shape: list[int] = []
     for one, other in zip(have, want, strict=True):
-        _, mine, theirs = np.intersect1d(one, other, assume_unique=True, return_indices=True)
+        mine, theirs = _both(one, other)
         if not len(mine):
             return None
         dims.append((_as_index(mine), _as_index(theirs)))
@@ -214,9 +227,18 @@ def _shared(have: Holding, want: Holding) -> Where | None:
     return Where(tuple(mine for mine, _ in dims), tuple(theirs for _, theirs in dims), tuple(shape))
 
 
+def _both(one: Indices, other: Indices) -> tuple[Indices, Indices]:
+    """Where what two have in common lies in each."""
+    if isinstance(one, range) and isinstance(other, range):
+        start, stop = max(one.start, other.start), min(one.stop, other.stop)
+        return range(start - one.start, stop - one.start), range(start - other.start, stop - other.start)
+    _, mine, theirs = np.intersect1d(one, other, assume_unique=True, return_indices=True)
+    return _in_a_row(mine), _in_a_row(theirs)
+
+
 def _as_index(index: Indices) -> Index:
-    if len(index) and (np.diff(index) == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
+    if isinstance(index, range):
+        return slice(index.start, index.stop)
     return torch.from_numpy(np.ascontiguousarray(index))
 
 
