@@ -198,11 +198,12 @@ def test_estimates_beside_a_plan_tell_of_every_other_one() -> None:
     assert all("zero 1" in one.strategy and "--zero 1" in one.flags for one in estimates)
 
 
+TRAINED = "from tests.dryrun.studies import chain, ids\n\n\ndef make():\n    return chain(8), ids(16)\n"
+
+
 def test_stages_that_turn_out_not_to_fit_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search estimates; what it finds is then rehearsed."""
-    (tmp_path / "train.py").write_text(
-        "from tests.dryrun.studies import chain, ids\n\n\ndef make():\n    return chain(8), ids(16)\n"
-    )
+    (tmp_path / "train.py").write_text(TRAINED)
     (tmp_path / "slow.json").write_text(json.dumps(LINK))
     request = Request(f"{tmp_path}/train.py:make", str(tmp_path / "slow.json"), keeps_plan=False)
     chosen, _ = run(request, lambda _: None)
@@ -216,3 +217,15 @@ def test_stages_that_turn_out_not_to_fit_are_not_taken(tmp_path: Path, monkeypat
     monkeypatch.setattr(answering, "answer_in_stages", without_room)
     other, _ = run(request, lambda _: None)
     assert len(other.stages) <= 1 and other.fits
+
+
+def test_more_microbatches_of_the_same_rows_keep_no_more_memory(tmp_path: Path) -> None:
+    """Activations are those of the microbatches under way, and what was sent goes once it has arrived."""
+    (tmp_path / "train.py").write_text(TRAINED)
+
+    def peaks(count: int) -> list[int]:
+        made = Request(f"{tmp_path}/train.py:make", "3xT4", 2 * count, stages=3, microbatches=count, beyond=False)
+        found = run(replace(made, keeps_plan=False), lambda _: None)[0].devices
+        return [each.peak_memory_bytes - sum(h.bytes for h in each.held if h.name == "inputs") for each in found]
+
+    assert peaks(64) == pytest.approx(peaks(16), rel=1e-3)

@@ -207,8 +207,6 @@ class StepRun:
             for pair, boundary in self.runnable.values.items()
             if pair[0] == k and boundary.learning
         }
-        for pair in gradients:  # what was sent has been read: its memory may go
-            self.sending.pop(("F", *pair, m)).done()
         ends: list[Tensor] = []
         starts: list[Tensor | None] = []
         if self.runnable.stages[k].captured.results:
@@ -273,8 +271,13 @@ class StepRun:
     ) -> None:
         sending = boundary.send(traffic, values, backward=backward)
         if sending.own is not None:
-            self.own[message] = sending.own
+            self.own[message], sending.own = sending.own, None
         self.sending[message] = sending
+
+    def _sent(self, action: Action) -> None:
+        """What was sent is through: its memory goes."""
+        pair = (action.stage, _peer(action)) if action.op == "SENT_F" else (_peer(action), action.stage)
+        self.sending.pop((action.op[-1], *pair, _number(action))).done()
 
     def _receive_values(self, action: Action) -> None:
         self._post("F", (_peer(action), action.stage), _number(action), backward=False)
@@ -334,6 +337,8 @@ class StepRun:
         "REDUCE": _reduce,
         "SEND_F": _send_values,
         "RECV_F": _receive_values,
+        "SENT_F": _sent,
+        "SENT_B": _sent,
         "SEND_B": _send_gradients,
         "RECV_B": _receive_gradients,
         "SEND_P": _lend,

@@ -12,11 +12,12 @@ import sympy
 from whalepy.errors import PlanError
 from whalepy.planner.decide import Decisions
 from whalepy.planner.plan import Plan, StagePlan
-from whalepy.planner.schedule.actions import SENDS, Action, Crossing, Lending, Schedule
+from whalepy.planner.schedule.actions import MESSAGES, SENDS, Action, Crossing, Lending, Schedule
 from whalepy.planner.schedule.generators import forward_only
 from whalepy.planner.schedule.kinds import compute_actions
 from whalepy.planner.schedule.lowering import lowered
 from whalepy.planner.schedule.messages import Message, verify_messages
+from whalepy.planner.schedule.releasing import releasing
 from whalepy.planner.schedule.verify import verify as verify_schedule
 from whalepy.program.analysis import Program
 from whalepy.rewrite.exchanges import collect
@@ -57,6 +58,10 @@ def actions_of(main: Pipeline, plan: Plan, rank: int, microbatches: int, *, trai
 
 def schedule_of(main: Pipeline, plan: Plan, microbatches: int, *, training: bool) -> Schedule:
     """The actions of each group of devices that share their stages."""
+    return releasing(_lowered(main, plan, microbatches, training=training))
+
+
+def _lowered(main: Pipeline, plan: Plan, microbatches: int, *, training: bool) -> Schedule:
     crossings = [Crossing(*pair, any(v.learns for v in values)) for pair, values in main.values.items()]
     lendings = [Lending(*pair, any(v.learns for v in values)) for pair, values in main.parameters.items()]
     hosts = plan.hosts
@@ -152,7 +157,7 @@ def messages_of(main: Pipeline, plan: Plan, schedule: Schedule) -> dict[int, lis
     """What each rank sends to and expects of each other one in a step at the example's sizes, in its order."""
     ends = _Ends(main, plan)
     return {
-        rank: [message for action in actions if action.peer is not None for message in ends.messages(action, rank)]
+        rank: [message for action in actions if action.op in MESSAGES for message in ends.messages(action, rank)]
         for actions in schedule
         for rank in (plan.stages[actions[0].stage].rank_of if actions else ())
     }

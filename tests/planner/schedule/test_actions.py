@@ -23,6 +23,8 @@ TEXTS = [
     (Action(3, "RECV_P", None, 0), "3RECV_P<0"),
     (Action(3, "SEND_G", None, 0), "3SEND_G>0"),
     (Action(0, "RECV_G", None, 3), "0RECV_G<3"),
+    (Action(0, "SENT_F", 3, 2), "0SENT_F3>2"),
+    (Action(2, "SENT_B", 3, 0), "2SENT_B3>0"),
     (Action(2, "REDUCE"), "2REDUCE"),
 ]
 
@@ -41,7 +43,7 @@ def test_a_schedule_reads_back() -> None:
 
 
 FORMS = "write 2F0, 0SEND_F3>2, 2RECV_F3<0, 0SEND_P>3 or 2REDUCE"
-OPS = "F, B, I, W, SEND_F, RECV_F, SEND_B, RECV_B, SEND_P, RECV_P, SEND_G, RECV_G, REDUCE"
+OPS = "F, B, I, W, SEND_F, RECV_F, SENT_F, SEND_B, RECV_B, SENT_B, SEND_P, RECV_P, SEND_G, RECV_G, REDUCE"
 WRONG = [
     ("", f"'' is not an action of a schedule\n  fix: {FORMS}"),
     ("2F", f"'2F' is not an action of a schedule\n  fix: {FORMS}"),  # a microbatch is missing

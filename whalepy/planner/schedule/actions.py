@@ -3,21 +3,26 @@
 How a runtime plays the list of one group of devices: compute actions and REDUCE run in order. A send never blocks. A
 receive is *posted* where it stands and does not block there either: the first compute action that needs the value waits
 for it. Only RECV_G, which no compute action follows, waits where it stands. Messages between two groups arrive in the
-order of their sends, and their receives are posted in that order.
+order of their sends, and their receives are posted in that order. What is sent keeps its memory until SENT, which
+waits for the other side to have posted its receive, or until the end of the step.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeGuard, get_args
 
 from whalepy.errors import PlanError
 
 Op = Literal[
-    "F", "B", "I", "W", "SEND_F", "RECV_F", "SEND_B", "RECV_B", "SEND_P", "RECV_P", "SEND_G", "RECV_G", "REDUCE"
+    "F", "B", "I", "W", "SEND_F", "RECV_F", "SENT_F", "SEND_B", "RECV_B", "SENT_B",
+    "SEND_P", "RECV_P", "SEND_G", "RECV_G", "REDUCE",
 ]  # fmt: skip
 """F forward, B whole backward, I gradient of the inputs only, W the weight gradients that I left.
+
+SENT_F, SENT_B: what SEND_F, SEND_B sent has arrived, and its memory goes.
 
 SEND_P, RECV_P: a parameter that another stage owns, once at the start of the step. SEND_G, RECV_G: its gradient, back
 to the owner at the end. REDUCE: the gradient collectives of a stage, at the end.
@@ -28,6 +33,8 @@ COMPUTES: frozenset[Op] = frozenset(("F", "B", "I", "W"))
 SENDS: frozenset[Op] = frozenset(("SEND_F", "SEND_B", "SEND_P", "SEND_G"))
 RECEIVES: frozenset[Op] = frozenset(("RECV_F", "RECV_B", "RECV_P", "RECV_G"))
 MESSAGES = SENDS | RECEIVES
+SENT: Mapping[Op, Op] = {"SENT_F": "SEND_F", "SENT_B": "SEND_B"}
+"""The send that each is about."""
 ONCE: frozenset[Op] = frozenset(("SEND_P", "RECV_P", "SEND_G", "RECV_G", "REDUCE"))
 """Once per step, without a microbatch."""
 PARTNER: dict[Op, Op] = {
@@ -54,7 +61,7 @@ class Action(NamedTuple):
 
     def __str__(self) -> str:
         microbatch = "" if self.microbatch is None else self.microbatch
-        peer = "" if self.peer is None else f"{'>' if self.op in SENDS else '<'}{self.peer}"
+        peer = "" if self.peer is None else f"{_arrow(self.op)}{self.peer}"
         return f"{self.stage}{self.op}{microbatch}{peer}"
 
 
@@ -104,7 +111,7 @@ def _known(op: str) -> TypeGuard[Op]:
 
 
 def _arrow(op: Op) -> str | None:
-    return ">" if op in SENDS else "<" if op in RECEIVES else None
+    return ">" if op in SENDS or op in SENT else "<" if op in RECEIVES else None
 
 
 def _number(text: str | None) -> int | None:

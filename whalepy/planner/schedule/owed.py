@@ -10,6 +10,7 @@ from whalepy.errors import VerificationError
 from whalepy.planner.schedule import findings
 from whalepy.planner.schedule.actions import RECEIVES, Action, Crossing, Lending, Op, partner
 from whalepy.planner.schedule.hosting import Hosts, group_of
+from whalepy.planner.schedule.waits import send_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def rules(action: Action, due: Owed) -> Iterator[Rule]:
         case "SEND_B":
             for op in _BACKWARDS:
                 yield Rule(Action(stage, op, microbatch), findings.SentBeforeComputed, "there is nothing to send yet")
+        case "SENT_F" | "SENT_B":
+            yield Rule(send_of(action), findings.SentBeforeComputed, "it has not been sent yet")
         case "REDUCE":
             yield from _reduced(action, due)
         case "SEND_G" | "RECV_G":

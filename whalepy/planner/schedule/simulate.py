@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whalepy.planner.schedule.actions import MESSAGES, RECEIVES, SENDS, Action, Op, partner
+from whalepy.planner.schedule.actions import MESSAGES, RECEIVES, SENDS, SENT, Action, Op, partner
 from whalepy.planner.schedule.findings import FIX, WaitCycle
 from whalepy.planner.schedule.hosting import Link, link
 from whalepy.planner.schedule.waits import waits
 
 Durations = Callable[[Action], float]
-"""Seconds of a compute action or a REDUCE on its group, of a send on the wire. Receives take none of their own."""
+"""Seconds of a compute action or a REDUCE on its group, of a send on the wire. Nothing else takes any of its own."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _releases(own: Sequence[Action]) -> dict[int, Op]:
 
 
 def _occupies(action: Action) -> bool:
-    return action.op not in MESSAGES
+    return action.op not in MESSAGES and action.op not in SENT
 
 
 @dataclass
@@ -99,18 +99,23 @@ class _Wire:
     """Sent, not yet on the wire."""
 
 
+def _sends(messages: Sequence[Action]) -> tuple[Action, ...]:
+    return tuple(message if message.op in SENDS else partner(message) for message in messages)
+
+
 class _Played:
     """All groups as they go through their lists."""
 
     def __init__(self, actions: Sequence[Sequence[Action]], durations: Durations) -> None:
         self.actions = actions
         self.durations = durations
-        self.needs = [waits(own) for own in actions]
+        self.needs = [[_sends(needs) for needs in waits(own)] for own in actions]
+        """What an action waits for, as sends: one has its span once both sides are there."""
         self.group_of = {action.stage: group for group, own in enumerate(actions) for action in own}
         self.at = [0] * len(actions)
         self.clock = [0.0] * len(actions)
         self.spans: dict[Action, tuple[float, float]] = {}
-        """Compute actions and sends, once their end is known."""
+        """All actions but receives, once their end is known."""
         self.came: dict[Action, float] = {}
         """When a group came to a send or a receive."""
         self.wires: dict[Link, _Wire] = {}
@@ -152,8 +157,8 @@ class _Played:
     def _finish(self, group: int, action: Action, needs: Sequence[Action]) -> None:
         start = max([self.clock[group], *(self.spans[send][1] for send in needs)])
         self.clock[group] = start
-        if _occupies(action):
-            self.clock[group] = start + self.durations(action)
+        if action.op not in MESSAGES:
+            self.clock[group] = start + (self.durations(action) if _occupies(action) else 0.0)
             self.spans[action] = start, self.clock[group]
         self.at[group] += 1
 

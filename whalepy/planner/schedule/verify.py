@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from whalepy.errors import VerificationError
-from whalepy.planner.schedule.actions import MESSAGES, ONCE, RECEIVES, SENDS, Action, Crossing, Lending, partner
+from whalepy.planner.schedule.actions import MESSAGES, ONCE, RECEIVES, SENDS, SENT, Action, Crossing, Lending, partner
 from whalepy.planner.schedule.findings import (
     FIX,
     MessagesOutOfOrder,
@@ -21,7 +21,7 @@ from whalepy.planner.schedule.hosting import Link, checked_hosts, link
 from whalepy.planner.schedule.messages import Message as Message
 from whalepy.planner.schedule.messages import verify_messages as verify_messages
 from whalepy.planner.schedule.owed import Owed, owed, rules
-from whalepy.planner.schedule.waits import stuck
+from whalepy.planner.schedule.waits import send_of, stuck
 
 Groups = Sequence[Sequence[Action]]
 
@@ -75,7 +75,7 @@ def _check_own(own: Sequence[Action], due: Owed, stages: Sequence[int], group: i
             continue
         if action.op != "REDUCE" and action.microbatch not in range(due.microbatches):
             raise _error(UnexpectedAction, f"group {group} has {action}, but there are {due.microbatches} microbatches")
-        if action.op != "F" and action.stage not in due.trained:
+        if action.op not in ("F", "SENT_F") and action.stage not in due.trained:
             raise _error(UnexpectedAction, f"group {group} has {action}, but stage {action.stage} runs no backward")
 
 
@@ -126,6 +126,9 @@ def _check_messages(actions: Groups, everything: Collection[Action], due: Owed) 
     for action in _messages(actions, sends=True):
         if action not in due.sends:
             raise _error(UnexpectedAction, f"{action} is sent, but nothing asks for it")
+    for action in (action for own in actions for action in own if action.op in SENT):
+        if send_of(action) not in due.sends:
+            raise _error(UnexpectedAction, f"there is {action}, but nothing asks for {send_of(action)}")
     for send in due.sends:
         if send not in everything:
             raise _error(UsedBeforeReceived, f"{send} is never sent, and {partner(send)} never received")
