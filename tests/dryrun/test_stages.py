@@ -228,4 +228,5 @@ def test_more_microbatches_of_the_same_rows_keep_no_more_memory(tmp_path: Path) 
         found = run(replace(made, keeps_plan=False), lambda _: None)[0].devices
         return [each.peak_memory_bytes - sum(h.bytes for h in each.held if h.name == "inputs") for each in found]
 
-    assert peaks(64) == pytest.approx(peaks(16), rel=1e-3)
+    few, many = peaks(16), peaks(64)
+    assert many == pytest.approx(few, rel=0, abs=4 * (64 - 16))  # the losses
