@@ -35,7 +35,8 @@ class Sharding:
     zero: int = 0
     """0: whole on every replica; 1: the optimizer state in parts; 2: the gradients too; 3: the parameters too.
 
-    Source: Rajbhandari et al., ZeRO, SC 2020, section 5.
+    What is read in half precision has its float32 originals, and their gradients, with the optimizer state.
+    Source: Rajbhandari et al., ZeRO, SC 2020, sections 3.1 and 5.
     """
     replicas: int = 1
     level: int = 0
@@ -51,13 +52,18 @@ class Sharding:
     def kept(self, holdings: Holdings) -> Holdings:
         """What a rank keeps of them between operators."""
         part, zero = 1 - self.gone, self.zero
+        originals = self.parts_originals(holdings)
         return Holdings(
-            round(holdings.parameters * (part if zero >= 3 else 1)),
+            round(holdings.parameters * (part if zero >= 3 or originals else 1)),
             0 if zero >= 3 else holdings.copies,
             round(holdings.first_gradients * (part if zero >= 2 else 1)),
-            round(holdings.gradients * (part if zero >= 2 else 1)),
+            round(holdings.gradients * (part if zero >= 2 or originals else 1)),
             round(holdings.optimizer * (part if zero >= 1 else 1)),
         )
+
+    def parts_originals(self, holdings: Holdings) -> bool:
+        """Whether a rank keeps, of what the optimizer updates, its part alone, and reads copies of all of it."""
+        return self.zero >= 1 and holdings.copies > 0
 
 
 def whole_step(
@@ -176,6 +182,11 @@ class _Held:
         return self.whole.gradients / self.run.gradients if self.run.gradients else 1.0
 
     @property
+    def gradients_kept(self) -> float:
+        """The gradients that a rank keeps over those of the run."""
+        return self.kept.gradients / self.run.gradients if self.run.gradients else 1.0
+
+    @property
     def updated(self) -> float:
         """Bytes of the gradients whose parameters a rank updates."""
         return self.whole.gradients * (1 - self.sharding.gone if self.sharding.zero else 1.0)
@@ -195,12 +206,12 @@ def _reduced(acted: Acted, held: _Held, borrowed: int) -> Acted:
     `borrowed`: bytes of gradients of other stages among them, which do not grow.
     """
     rows = [_scattered(part, held.sharding) for part in acted.parts if isinstance(part, Event)]
-    run, growth = held.run, held.growth
-    base = round(run.first_gradients * (1 - growth))
+    run, growth, kept = held.run, held.growth, held.gradients_kept
+    ahead = round(run.first_gradients * (growth - 1))
     own = run.first_gradients
     sent = (own * growth + borrowed) / (own + borrowed) if own + borrowed else 1.0
-    parts = _reductions(rows, run, growth, sent, base)
-    return Acted(tuple(parts), acted.grows + round((run.gradients - run.first_gradients) * (growth - 1)))
+    parts = _reductions(rows, run, (growth, kept), sent, -ahead)
+    return Acted(tuple(parts), acted.grows + round(run.gradients * (kept - 1)) - ahead)
 
 
 def _moved(rows: Sequence[Row], by: int) -> list[Row]:
@@ -356,13 +367,14 @@ def _closing(
     """The reductions that are left, and the update of the parameters, for the trained parameters of the whole model."""
     growth = whole.gradients / run.gradients if run.gradients else 1.0
     part = 1 - sharding.gone
-    gradients_kept = growth * (part if sharding.zero >= 2 else 1)
+    first_kept = growth * (part if sharding.zero >= 2 else 1)
+    kept = growth * (part if sharding.zero >= 2 or sharding.parts_originals(whole) else 1)
     update = growth * (part if sharding.zero >= 1 else 1)
     done = sharding.replicas > 1 and (sharding.overlap or sharding.zero >= 1)
     left = [e for e in recorded.gradient if not (done and e.collective and e.level == sharding.level)]
-    parts = _reductions(left, run, gradients_kept, growth, always + copies)
+    parts = _reductions(left, run, (first_kept, kept), growth, always + copies)
     parts.append(Wait("gradient"))
-    more = always + round(run.gradients * (gradients_kept - 1))
+    more = always + round(run.gradients * (kept - 1))
     parts += _updates(recorded.optimizer, recorded.foreach, update, growth, more)
     if sharding.zero in (1, 2) and sharding.replicas > 1 and recorded.optimizer:
         sent = _sent("all-gather", whole.gathered, sharding)
@@ -372,12 +384,18 @@ def _closing(
     return parts
 
 
-def _reductions(events: Sequence[Event], run: Holdings, kept: float, growth: float, base: int) -> list[Part]:
-    """Reductions of `growth` times the gradients that were run, of which `kept` times as many are held."""
+def _reductions(
+    events: Sequence[Event], run: Holdings, kept: tuple[float, float], growth: float, base: int
+) -> list[Part]:
+    """Reductions of `growth` times the gradients that were run.
+
+    `kept`: how many times as many are held, as the backward pass made them and as the optimizer reads them.
+    """
     parts: list[Part] = []
     for k, event in enumerate(events):
-        held = run.first_gradients + (run.gradients - run.first_gradients) * (k + 1) / len(events)
-        parts.append(_more(_scaled(event, growth if event.collective else kept), base + round(held * (kept - 1))))
+        done = (k + 1) / len(events)
+        more = run.first_gradients * (kept[0] - 1) * (1 - done) + run.gradients * (kept[1] - 1) * done
+        parts.append(_more(_scaled(event, growth if event.collective else kept[1]), base + round(more)))
     return parts
 
 
