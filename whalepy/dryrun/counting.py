@@ -56,14 +56,16 @@ class Counter(TorchDispatchMode):
         if _is_causal(func, args, kwargs or {}):
             flops //= 2
         traffic = _TRAFFIC.get(func._overloadpacket, _all_bytes)(given, made)
-        self._note(flops, traffic, _dtype_of(made + given), str(func._overloadpacket).removeprefix("aten."))
+        operator = str(func._overloadpacket).removeprefix("aten.")
+        kind = kind_of(operator) or (UNALIGNED if func._overloadpacket in _BATCHED and _unaligned(given, made) else "")
+        self._note(flops, traffic, _dtype_of(made + given), operator, kind=kind)
         return result
 
     def collective(self, kind: str, level: int, sent: int) -> None:
         """Note a collective of which this rank sends so many bytes."""
         if self._keeps_exchanges:
             return
-        self._note(0, sent, "", kind, kind, level)
+        self._note(0, sent, "", kind, collective=kind, level=level)
 
     def begin(self) -> None:
         """Forget what happened so far, but for what is held."""
@@ -90,13 +92,21 @@ class Counter(TorchDispatchMode):
         self._held.discard(key)
         self.memory -= size
 
-    def _note(self, flops: int, traffic: int, dtype: str, operator: str, collective: str = "", level: int = -1) -> None:
+    def _note(
+        self,
+        flops: int,
+        traffic: int,
+        dtype: str,
+        operator: str,
+        *,
+        kind: str = "",
+        collective: str = "",
+        level: int = -1,
+    ) -> None:
         phase: Phase = self.phase if _running_backward() is None else "backward"
         name = self._name() or operator
         block, peak = self._block(phase), max(self._peak, self.memory)
-        self.events.append(
-            Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block, kind_of(operator))
-        )
+        self.events.append(Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block, kind))
         self._peak = self.memory
 
     def _name(self) -> str:
@@ -165,6 +175,19 @@ def kind_of(operator: str) -> str:
     if "batch_norm" in operator and "backward" not in operator:
         return "batch norm"
     return "normalise" if _NORMALISES.search(operator) else ""
+
+
+UNALIGNED = "unaligned batched product"
+_BATCHED: frozenset[Any] = frozenset((_aten.bmm, _aten.baddbmm))
+
+
+def _unaligned(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> bool:
+    """Whether rows of a matrix do not all start at a multiple of 16 bytes, which is what matrix units read at once.
+
+    Source: NVIDIA, Matrix Multiplication Background User's Guide, section "Tensor Core Requirements".
+    """
+    matrices = (tensor for tensor in (*given, *made) if tensor.dim() >= 2 and tensor.numel())
+    return any(max(tensor.stride()[-2:]) * tensor.element_size() % 16 for tensor in matrices)
 
 
 def mark(result: Any, name: str, block: int) -> None:

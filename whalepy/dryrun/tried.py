@@ -11,9 +11,9 @@ from whalepy.dryrun.study import Candidate, Savings
 from whalepy.planner.forecast import Verdict
 from whalepy.planner.timeline import Played
 
-TIGHT = 0.84
+TIGHT = 0.76
 """Above this part of a device's memory a plan is called tight: allocators leave gaps, and published runs went out of
-memory that are predicted to fill 85 % of it (benchmarks/published/fits.csv)."""
+memory that are predicted to fill 77 % of it (benchmarks/published/fits.csv)."""
 
 
 Balance = Literal["exact", "whale", "equal"]

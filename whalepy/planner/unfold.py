@@ -65,6 +65,19 @@ class Sharding:
         """Whether a rank keeps, of what the optimizer updates, its part alone, and reads copies of all of it."""
         return self.zero >= 1 and holdings.copies > 0
 
+    def buckets(self, holdings: Holdings) -> int:
+        """Bytes of the two buffers in which half-precision gradients are reduced to the parts that replicas update.
+
+        Of half a billion elements each, or all there are. Source: DeepSpeed's documentation of zero_optimization,
+        `reduce_bucket_size` and `overlap_comm` (defaults).
+        """
+        if self.zero not in (1, 2) or self.replicas == 1 or not holdings.copies:
+            return 0
+        return 2 * min(_BUCKET_BYTES, holdings.first_gradients)
+
+
+_BUCKET_BYTES = 1_000_000_000
+
 
 def whole_step(
     recorded: Recorded, turns: Sequence[tuple[int, int]], folds: Sequence[Fold], sharding: Sharding, inputs: int = 0
@@ -81,7 +94,7 @@ def whole_step(
     kept, more = sharding.kept(run), sharding.kept(left_out)
     # Held all the time: less of what was run, and what the blocks that were left out keep.
     always = kept.parameters - run.parameters + kept.optimizer - run.optimizer + more.parameters + more.optimizer
-    always += inputs
+    always += inputs + sharding.buckets(run + left_out)
     if sharding.zero >= 3 and not root.copies:
         always += round(root.parameters * sharding.gone)  # gathered once
     copies = more.copies + (root.copies - run.copies if sharding.zero >= 3 else 0)
@@ -174,7 +187,8 @@ class _Held:
     @property
     def always(self) -> int:
         """Bytes that are held all the time beyond those of the run."""
-        return self.kept.parameters - self.run.parameters + self.kept.optimizer - self.run.optimizer
+        own = self.kept.parameters - self.run.parameters + self.kept.optimizer - self.run.optimizer
+        return own + self.sharding.buckets(self.whole)
 
     @property
     def growth(self) -> float:
