@@ -23,7 +23,6 @@ def test_heads_whose_rows_start_anywhere(width: int, kind: str) -> None:
 
 
 def test_they_take_longer_on_matrix_units_alone() -> None:
-    a100, p100 = (profile_table()[name] for name in ("A100-SXM4-80GB", "P100-PCIE-16GB"))
-    flops = 1e11
-    assert a100.product_seconds(flops, "float16", UNALIGNED) > 5 * a100.product_seconds(flops, "float16")
-    assert p100.product_seconds(flops, "float16", UNALIGNED) == p100.product_seconds(flops, "float16")
+    a100 = profile_table()["A100-SXM4-80GB"]
+    assert a100.product_seconds(1e11, "float16", UNALIGNED) > 5 * a100.product_seconds(1e11, "float16")
+    assert a100.product_seconds(1e11, "float32", UNALIGNED) == a100.product_seconds(1e11, "float32")
