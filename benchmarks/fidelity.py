@@ -1,6 +1,6 @@
 """Predicted by the dry run against published, row by row.
 
-    python -m benchmarks.fidelity [--table NAME]... [--only TEXT] [--sheet] [--results FILE]
+    python -m benchmarks.fidelity [--table NAME]... [--only TEXT] [--sheet] [--processes N] [--results FILE]
 
 Every row of `benchmarks/published/` whose configuration the dry run can express is forecast with the settings its
 publisher states; nothing is fitted to a row. The fractions of their peaks that devices reach (hardware/efficiency.py)
@@ -23,7 +23,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -177,23 +180,31 @@ def record(one: Compared) -> dict[str, Any]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def compare_table(name: str, only: str, *, sheet: bool = False) -> dict[str, Any]:
+def tried_alone(row: Row, sheet: bool) -> tuple[Compared | str, float]:
+    """A row compared, or why it could not be, and the seconds that this took."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found: Compared | str = compared(row, Path(folder), sheet=sheet)
+        except WhaleError as error:
+            found = str(error).splitlines()[0]
+    return found, time.perf_counter() - start
+
+
+def compare_table(name: str, only: str, processes: Executor, *, sheet: bool = False) -> dict[str, Any]:
     """The rows and the summary of one table, printed as they come."""
     rows = [row for row in table(name) if only in row.row]
     tried = [row for row in rows if not row.left]
     print(f"\n{name}: {len(tried)} of {len(rows)} rows", flush=True)
     found: list[Compared] = []
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for row in tried:
-            start = time.perf_counter()
-            try:
-                found.append(compared(row, Path(folder), sheet=sheet))
-            except WhaleError as error:
-                failed[row.row] = str(error).splitlines()[0]
-                print(f"{row.row[:70]:70}  failed: {failed[row.row]}", flush=True)
-                continue
-            print(f"{shown(found[-1])}  {time.perf_counter() - start:.0f} s", flush=True)
+    for row, (one, seconds) in zip(tried, processes.map(tried_alone, tried, repeat(sheet)), strict=True):
+        if isinstance(one, str):
+            failed[row.row] = one
+            print(f"{row.row[:70]:70}  failed: {one}", flush=True)
+            continue
+        found.append(one)
+        print(f"{shown(one)}  {seconds:.0f} s", flush=True)
     left = {row.row: row.left for row in rows if row.left}
     timed = [one for one in found if one.row.published is not None]
     made = {"rows": [record(one) for one in found], "summary": summary(found), "failed": failed, "left": left}
@@ -225,16 +236,18 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--results", type=Path, help="write rows and summaries as JSON")
     parser.add_argument("--sheet", action="store_true", help="from data sheets alone, without the scales of types")
+    parser.add_argument("--processes", type=int, default=1, help="how many rows are forecast at a time")
     options = parser.parse_args()
     tables: dict[str, Any] = {}
-    for name in options.table or (*TABLES, *OTHERS):
-        if name in OTHERS:
-            tables[name] = OTHERS[name](name, options.only)
-        else:
-            tables[name] = compare_table(name, options.only, sheet=options.sheet)
-        if options.results:
-            made = {**_made(), "all": over_all(tables), "tables": tables}
-            options.results.write_text(json.dumps(made, indent=1) + "\n")
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as processes:
+        for name in options.table or (*TABLES, *OTHERS):
+            if name in OTHERS:
+                tables[name] = OTHERS[name](name, options.only)
+            else:
+                tables[name] = compare_table(name, options.only, processes, sheet=options.sheet)
+            if options.results:
+                made = {**_made(), "all": over_all(tables), "tables": tables}
+                options.results.write_text(json.dumps(made, indent=1) + "\n")
     print(f"\nall: {json.dumps(over_all(tables))}")
 
 

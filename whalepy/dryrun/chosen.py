@@ -15,7 +15,7 @@ from whalepy.dryrun.stages import Staging, check_degrees
 from whalepy.dryrun.strategies import levels_of, only
 from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.table import ModelTable
-from whalepy.dryrun.tried import ROOM, TIGHT, Balance, Options
+from whalepy.dryrun.tried import TIGHT, Balance, Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import Way
@@ -107,7 +107,7 @@ def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options) -> list[
         in_time=found.table.in_time,
     )
     costs = StageCosts(found.table, cluster)
-    for filled in (ROOM, 1.0, *([_ANY] if options.stages else [])):
+    for filled in (TIGHT, 1.0, *([_ANY] if options.stages else [])):
         for one in savings if filled <= 1 else savings[:1]:
             choices = Search(costs, replace(limits, savings=(one,), filled=filled)).found()
             if choices:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from torch import nn
 
 from whalepy.dryrun.pipeline import PipelineCandidate
-from whalepy.dryrun.tried import ROOM, Tried
+from whalepy.dryrun.tried import TIGHT, Tried
 
 _MOST_ROWS = 1_000_000
 _MOST_TIMES = 64
 _TRIES = 8
 
 
-def largest_batch(best: Tried, limit: float = ROOM, *, equal: bool = False) -> int:
+def largest_batch(best: Tried, limit: float = TIGHT, *, equal: bool = False) -> int:
     """The largest global batch found with which this plan fills at most this part of any memory; 0 where none is.
 
     Replicas are filled one by one; all with as many rows where shares are `equal`.
@@ -58,7 +58,7 @@ def longest_sequence(best: Tried, tokens: int | None) -> int | None:
         return None
     model = _positions(best.candidate.study.recipe.model)
     at_most = min(model or _MOST_TIMES * tokens, _MOST_TIMES * tokens)
-    return max(most_within(lambda length: _filled(best, tokens, length), ROOM, tokens, at_most), tokens)
+    return max(most_within(lambda length: _filled(best, tokens, length), TIGHT, tokens, at_most), tokens)
 
 
 def _filled(best: Tried, tokens: int, length: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Literal
 
 from whalepy.dryrun.study import Candidate
-from whalepy.dryrun.tried import ROOM, Options, Tried
+from whalepy.dryrun.tried import TIGHT, Options, Tried
 from whalepy.errors import PlanError
 from whalepy.planner.balance import Curve, balance
 from whalepy.planner.shares import round_shares
@@ -20,7 +20,7 @@ def enough_microbatches(tried: Tried) -> int:
     for rank in tried.ranks:
         work = tried.candidate.work(rank, tried.rows_of(rank))
         fixed = tried.peak(rank) - work.peak + work.parameters + work.optimizer + work.gradients + work.buffers
-        room = ROOM * tried.capacity(rank) - fixed
+        room = TIGHT * tried.capacity(rank) - fixed
         needed = max(needed, (tried.peak(rank) - fixed) / room if room > 0 else 2.0**40)
     return 1 << max(math.ceil(math.log2(needed)), 0)
 
@@ -37,7 +37,7 @@ def best_rows(candidate: Candidate, total: int) -> tuple[int, ...]:
     if are_alike(candidate):
         return equal_rows(total, replicas)
     curves = curves_of(candidate, total)
-    for limit in (ROOM, 1.0, float("inf")):
+    for limit in (TIGHT, 1.0, float("inf")):
         most = [filled.most_rows(limit, total) for _, filled in curves]
         rows = balance(total, [seconds for seconds, _ in curves], most)
         if rows is not None:
@@ -51,7 +51,7 @@ def rows_by_rate(candidate: Candidate, total: int) -> tuple[int, ...]:
     rates = [sum(candidate.device(rank).rate() for rank in candidate.ranks_of(replica)) for replica in replicas]
     filled = [part for _, part in curves_of(candidate, total)]
     return next(
-        (rows for limit in (ROOM, 1.0) if (rows := whale_rows(total, rates, filled, limit)) is not None),
+        (rows for limit in (TIGHT, 1.0) if (rows := whale_rows(total, rates, filled, limit)) is not None),
         round_shares(total, rates),
     )
 

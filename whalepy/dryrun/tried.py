@@ -11,11 +11,9 @@ from whalepy.dryrun.study import Candidate, Savings
 from whalepy.planner.forecast import Verdict
 from whalepy.planner.timeline import Played
 
-ROOM = 0.84
-"""The planner fills a device's memory to this part where it can choose: allocators leave gaps."""
-TIGHT = 0.76
-"""Above this part of a device's memory a plan is called tight: published runs went out of memory that are predicted to
-fill 77 % of it (benchmarks/published/fits.csv)."""
+TIGHT = 0.84
+"""Above this part of a device's memory a plan is called tight: allocators leave gaps, and published runs went out of
+memory that are predicted to fill 85 % of it (benchmarks/published/fits.csv)."""
 
 
 Balance = Literal["exact", "whale", "equal"]

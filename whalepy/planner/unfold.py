@@ -65,15 +65,18 @@ class Sharding:
         """Whether a rank keeps, of what the optimizer updates, its part alone, and reads copies of all of it."""
         return self.zero >= 1 and holdings.copies > 0
 
-    def buckets(self, holdings: Holdings) -> int:
-        """Bytes of the two buffers in which half-precision gradients are reduced to the parts that replicas update.
+    def buffers(self, holdings: Holdings) -> int:
+        """Bytes held beside what a run makes where replicas keep parts of float32 originals, but read copies.
 
-        Of half a billion elements each, or all there are. Source: DeepSpeed's documentation of zero_optimization,
-        `reduce_bucket_size` and `overlap_comm` (defaults).
+        Gradients are accumulated in float32: whole, or with ZeRO 2 in parts. They are reduced to the parts that are
+        updated in two buffers of half a billion elements each, or all there are. Source: Megatron-LM's documentation of
+        its distributed optimizer (bf16 parameters, fp32 gradients: 6 + 12/d bytes); DeepSpeed's of zero_optimization,
+        `reduce_bucket_size` and `overlap_comm`.
         """
         if self.zero not in (1, 2) or self.replicas == 1 or not holdings.copies:
             return 0
-        return 2 * min(_BUCKET_BYTES, holdings.first_gradients)
+        accumulated = (holdings.gradients - holdings.first_gradients) * (1 if self.zero == 1 else 1 - self.gone)
+        return round(accumulated) + 2 * min(_BUCKET_BYTES, holdings.first_gradients)
 
 
 _BUCKET_BYTES = 1_000_000_000
@@ -94,7 +97,7 @@ def whole_step(
     kept, more = sharding.kept(run), sharding.kept(left_out)
     # Held all the time: less of what was run, and what the blocks that were left out keep.
     always = kept.parameters - run.parameters + kept.optimizer - run.optimizer + more.parameters + more.optimizer
-    always += inputs + sharding.buckets(run + left_out)
+    always += inputs + sharding.buffers(run + left_out)
     if sharding.zero >= 3 and not root.copies:
         always += round(root.parameters * sharding.gone)  # gathered once
     copies = more.copies + (root.copies - run.copies if sharding.zero >= 3 else 0)
@@ -188,7 +191,7 @@ class _Held:
     def always(self) -> int:
         """Bytes that are held all the time beyond those of the run."""
         own = self.kept.parameters - self.run.parameters + self.kept.optimizer - self.run.optimizer
-        return own + self.sharding.buckets(self.whole)
+        return own + self.sharding.buffers(self.whole)
 
     @property
     def growth(self) -> float:
