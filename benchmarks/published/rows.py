@@ -18,12 +18,13 @@ TABLES = ("llm_foundry", "torchtitan", "megatron", "examples", "fits", "sailor_g
 INTEGERS = ("nodes", "per_node", "batch", "replicate", "split", "microbatches", "zero")
 
 # Variants of known types, as their publishers state them. Source of the first: pytorch/torchtitan,
-# benchmarks/llama3_h100_202412_torchtitan.md, "Hardware": 96 GB HBM2e, 2.4 TB/s, 500 W. Of the second: the published
+# benchmarks/llama3_h100_202412_torchtitan.md, "Hardware": 96 GB HBM2e, 2.4 TB/s, 500 W; its scale is the median of
+# predicted over published step time of its six runs, as those in hardware/scales.csv are. Of the second: the published
 # profiles of the layers that these runs are made of (sailor_layer_profiles.csv), which in "fp32" reach more than the
 # 66.9 TFLOP/s of float32: the forward pass of 32 samples through a block of OPT-350M, 2.2 TFLOP, takes 27.7 ms, or
 # 79 TFLOP/s. So products were in tf32.
 PROFILES: Mapping[str, Mapping[str, Any]] = {
-    "H100-96GB": {"base": "H100-SXM", "memory_gib": 95.0, "memory_bandwidth": 2.4e12},
+    "H100-96GB": {"base": "H100-SXM", "memory_gib": 95.0, "memory_bandwidth": 2.4e12, "scale": 1.0},
     "GH200-TF32": {"base": "GH200", "fp32": 494.7e12},
 }
 
