@@ -29,13 +29,16 @@ _Places = Mapping[Action, tuple[int, int]]
 
 
 def _released(own: Sequence[Action], group: int, places: _Places, schedule: Schedule) -> Iterator[Action]:
-    shown = {other: _shown(schedule[other], group, places) for other in range(len(schedule)) if other != group}
+    shown: dict[int, list[int | None]] = {}
     before: dict[int, list[Action]] = {}
     for action in own:
         taken = _place_of_taking(action, places)
         if taken is None or taken[0] == group:
             continue
-        at = shown[taken[0]][taken[1]]
+        other, behind = taken
+        if other not in shown:
+            shown[other] = _shown(schedule[other], group, places)
+        at = shown[other][behind]
         if at is not None:
             before.setdefault(at, []).append(action._replace(op=_SENT[action.op]))
     for at, action in enumerate(own):
