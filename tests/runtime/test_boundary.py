@@ -11,7 +11,15 @@ import torch
 
 from whalepy.planner.decide import Cut
 from whalepy.rewrite.bindings import Term
-from whalepy.runtime.boundary import Holding, _as_index, _put, _row_indices, _take, routes  # pyright: ignore[reportPrivateUsage]
+from whalepy.runtime.boundary import (
+    Holding,
+    _as_index,  # pyright: ignore[reportPrivateUsage]
+    _in_a_row,  # pyright: ignore[reportPrivateUsage]
+    _put,  # pyright: ignore[reportPrivateUsage]
+    _row_indices,  # pyright: ignore[reportPrivateUsage]
+    _take,  # pyright: ignore[reportPrivateUsage]
+    routes,
+)
 from whalepy.runtime.extents import Extents, Grid, StepSizes
 
 SHAPE = (5, 6)
@@ -26,7 +34,8 @@ def holdings(draw: random.Random, first_rank: int) -> list[tuple[int, Holding]]:
         cuts.append(np.split(order, edges))
     boxes = list(product(*cuts)) * draw.choice((1, 2))
     draw.shuffle(boxes)
-    return [(first_rank + k, box) for k, box in enumerate(boxes)]
+    ways = (tuple(map(_in_a_row, box)) if draw.random() < 0.5 else box for box in boxes)
+    return [(first_rank + k, box) for k, box in enumerate(ways)]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -63,8 +72,7 @@ def test_rows_of_a_step_stand_as_the_pieces_of_its_microbatches() -> None:
     chain = ((0, 0), (1, 1))
     sizes = StepSizes({}, {}, GRID.rows(9))
     found = [
-        _row_indices(Term(9, chain, True, 9), Extents(GRID, at, sizes), 9).tolist()
-        for at in product(range(2), range(2))
+        list(_row_indices(Term(9, chain, True, 9), Extents(GRID, at, sizes), 9)) for at in product(range(2), range(2))
     ]
     # 6 rows of the outer first position in microbatches of 2, 3 of the second in microbatches of 1
     assert found == [[0, 2, 4], [1, 3, 5], [6, 7, 8], []]
@@ -74,13 +82,12 @@ def test_rows_of_a_microbatch_count_from_its_first() -> None:
     chain = ((0, 0), (1, 1))
     sizes = StepSizes({}, {}, GRID.microbatch(9, 1), microbatch=1)
     found = [
-        _row_indices(Term(3, chain, True, 3), Extents(GRID, at, sizes), 3).tolist()
-        for at in product(range(2), range(2))
+        list(_row_indices(Term(3, chain, True, 3), Extents(GRID, at, sizes), 3)) for at in product(range(2), range(2))
     ]
     assert found == [[0], [1], [2], []]
 
 
 def test_gathered_rows_stand_as_the_places_hold_them() -> None:
     sizes = StepSizes({}, {}, GRID.rows(9))
-    whole = _row_indices(Term(9, (), True, 9), Extents(GRID, (0, 0), sizes), 9).tolist()
+    whole = list(_row_indices(Term(9, (), True, 9), Extents(GRID, (0, 0), sizes), 9))
     assert whole == [0, 2, 4, 1, 3, 5, 6, 7, 8]

@@ -211,7 +211,9 @@ _Key = tuple[range | bytes, ...]
 
 
 def _key(holding: Holding) -> _Key:
-    return tuple(index if isinstance(index, range) else index.tobytes() for index in holding)
+    """Equal for those that hold the same, ranges or not."""
+    rows = (index if isinstance(index, range) else _in_a_row(index) for index in holding)
+    return tuple(index if isinstance(index, range) else index.tobytes() for index in rows)
 
 
 def _shared(have: Holding, want: Holding) -> Where | None:
