@@ -233,7 +233,7 @@ def forecast_of(
     )
 
 
-FIDELITY = "step times off by 8.6 % (mean), 57 % (worst) on 242 published runs, as of 2026-11-22"
+FIDELITY = "step times off by 8.7 % (mean), 57 % (worst) on 242 published runs, as of 2026-11-22"
 """Source: benchmarks/results/2026-11-22-fidelity.json; of devices whose figures are those of data sheets."""
 
 
