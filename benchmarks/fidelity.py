@@ -165,6 +165,7 @@ def record(one: Compared) -> dict[str, Any]:
     """A row of the results file."""
     return {
         "row": one.row.row,
+        "stages": one.row.stages,
         "published": one.row.published,
         "predicted": None if one.row.published is None else round(one.row.in_unit(one.step_s), 5),
         "unit": one.row.unit,
@@ -219,8 +220,10 @@ def over_all(tables: Mapping[str, Any]) -> dict[str, Any]:
     ratios = [[row["ratio"] for row in made["rows"] if row["ratio"] is not None] for made in runs]
     ran = [row["verdict"] for made in runs for row in made["rows"] if row["outcome"] == "ran"]
     oom = [row["verdict"] for made in runs for row in made["rows"] if row["outcome"] == "oom"]
+    alone = [row["ratio"] for made in runs for row in made["rows"] if row["stages"] == 1]
     return {
         "time": errors([ratio for table in ratios for ratio in table]),
+        "without_pipelines": errors(alone),
         "held_out": errors([ratio for table in ratios for ratio in table[1::2]]),
         "memory": errors([row["memory_ratio"] for made in runs for row in made["rows"]]),
         "out_of_memory": len(oom),

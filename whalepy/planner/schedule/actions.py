@@ -3,8 +3,8 @@
 How a runtime plays the list of one group of devices: compute actions and REDUCE run in order. A send never blocks. A
 receive is *posted* where it stands and does not block there either: the first compute action that needs the value waits
 for it. Only RECV_G, which no compute action follows, waits where it stands. Messages between two groups arrive in the
-order of their sends, and their receives are posted in that order. What is sent keeps its memory until SENT, which
-waits for the other side to have posted its receive, or until the end of the step.
+order of their sends, and their receives are posted in that order. What SEND_F and SEND_B send keeps its memory until
+SENT, which waits for the other side to have posted its receive; what SEND_P and SEND_G send to the end of the step.
 """
 
 from __future__ import annotations

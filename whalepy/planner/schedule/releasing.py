@@ -12,14 +12,14 @@ _SENT: Mapping[Op, Op] = {send: sent for sent, send in SENT.items()}
 
 
 def releasing(schedule: Schedule) -> Schedule:
-    """The actions of each group, with a SENT before the first compute action that shows that a message has arrived.
+    """The actions of each group, with a SENT for each message: where its memory may go.
 
     Before: 1B0 1SEND_B0>0 1F2 1SEND_F2>2 1B1 ...
     After:  1B0 1SEND_B0>0 1F2 1SEND_F2>2 1SENT_B0>0 1B1 ...
 
     A group knows that another one has computed with what it sent when it takes what the other sent after that. So SENT
-    waits for nothing that the compute action behind it does not wait for. Messages that nothing shows to have arrived
-    keep their memory to the end of the step.
+    stands before the first compute action that takes such a thing, and waits for nothing that this does not wait for;
+    at the end of the list where nothing shows that the message has arrived.
     """
     places = {action: (group, at) for group, own in enumerate(schedule) for at, action in enumerate(own)}
     return tuple(tuple(_released(own, group, places, schedule)) for group, own in enumerate(schedule))
@@ -30,20 +30,19 @@ _Places = Mapping[Action, tuple[int, int]]
 
 def _released(own: Sequence[Action], group: int, places: _Places, schedule: Schedule) -> Iterator[Action]:
     shown: dict[int, list[int | None]] = {}
-    before: dict[int, list[Action]] = {}
+    before: dict[int | None, list[Action]] = {}
     for action in own:
         taken = _place_of_taking(action, places)
-        if taken is None or taken[0] == group:
+        if taken is None:
             continue
         other, behind = taken
         if other not in shown:
             shown[other] = _shown(schedule[other], group, places)
-        at = shown[other][behind]
-        if at is not None:
-            before.setdefault(at, []).append(action._replace(op=_SENT[action.op]))
+        before.setdefault(shown[other][behind], []).append(action._replace(op=_SENT[action.op]))
     for at, action in enumerate(own):
         yield from before.get(at, ())
         yield action
+    yield from before.get(None, ())
 
 
 def _shown(other: Sequence[Action], group: int, places: _Places) -> list[int | None]:
