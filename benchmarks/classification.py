@@ -17,8 +17,6 @@ sends no faster (network namespaces; needs root).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import statistics
 import time
 import warnings
@@ -116,9 +114,7 @@ def bandwidth(size: int = 64 * 2**20) -> float:
 
 def on_rank(classes: int, limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError where both ways differ, or without a round."""
-    if not dist.is_initialized():
-        slow_links.enter(int(os.environ["RANK"]))
-        dist.init_process_group("gloo")
+    slow_links.open_group()
     own_core()
     warnings.simplefilter("ignore")
     hybrid, _, mine = compiled(classes, {"resnet": whalepy.replicate(), "classifier": whalepy.split(on=f"{HEAD}:0")})
@@ -168,13 +164,12 @@ def on_rank(classes: int, limits: Limits) -> dict[str, Any]:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--rate", help="of the link of each rank, as tc has it: 1gbit; default: this machine's memory")
+    slow_links.add_rate(parser)
     parser.add_argument("--classes", type=int, default=100_000)
     options = parser.parse_args()
     before = machine()
-    slow = options.rate is not None
-    with slow_links.hosts(RANKS, options.rate) if slow else contextlib.nullcontext():
-        row = on_ranks(RANKS, on_rank, options.classes, limits_of(options), default_group=not slow)
+    with slow_links.hosts(RANKS, options.rate):
+        row = on_ranks(RANKS, on_rank, options.classes, limits_of(options), default_group=options.rate is None)
     print(
         f"hybrid {row['planned_ms']:.0f} ms, data parallel {row['other_ms']:.0f} ms: {row['gain']:.2f} x {within(row)}"
     )

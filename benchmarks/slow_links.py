@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import os
 import subprocess
 from collections.abc import Generator
+
+import torch.distributed as dist
 
 _PREFIX = "whalepy"
 _SUBNET = "10.88.0"
@@ -14,9 +17,20 @@ _NEW_NETWORK = 0x40000000
 """CLONE_NEWNET of setns(2)."""
 
 
+def add_rate(parser: argparse.ArgumentParser) -> None:
+    """The option for the rate of the links."""
+    parser.add_argument("--rate", help="of the link of each rank, as tc has it: 1gbit; default: this machine's memory")
+
+
 @contextlib.contextmanager
-def hosts(count: int, rate: str) -> Generator[None]:
-    """So many network namespaces at one switch, each of which sends at this rate (as tc has it: `1gbit`)."""
+def hosts(count: int, rate: str | None) -> Generator[None]:
+    """So many network namespaces at one switch, each of which sends at this rate (as tc has it: `1gbit`).
+
+    None: nothing is made.
+    """
+    if rate is None:
+        yield
+        return
     bridge = f"{_PREFIX}-switch"
     remove(count)
     try:
@@ -49,6 +63,13 @@ def enter(rank: int) -> None:
         if library.setns(there.fileno(), _NEW_NETWORK):
             raise OSError(ctypes.get_errno(), f"cannot enter the namespace of rank {rank}")
     os.environ.update(MASTER_ADDR=f"{_SUBNET}.1", GLOO_SOCKET_IFNAME="eth0")
+
+
+def open_group() -> None:
+    """The default group of gloo ranks, each on a host of its own; nothing where there is one already."""
+    if not dist.is_initialized():
+        enter(int(os.environ["RANK"]))
+        dist.init_process_group("gloo")
 
 
 def _ip(command: str) -> None:

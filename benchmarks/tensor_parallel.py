@@ -1,12 +1,14 @@
 """Blocks split over ranks against torch's parallelize_module, on gloo ranks of this machine.
 
-    python -m benchmarks.tensor_parallel [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
+    python -m benchmarks.tensor_parallel [--rate 2gbit] [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
 
 Two ranks, each on one core with one thread; 16 x 128 ids for the model of benchmarks/blocks.py (4 blocks of width 256,
 vocabulary 4096), its product for queries, keys and values cut in three: torch's plan splits a linear layer into
 neighbouring rows, which of one product for all three would be no whole heads. A step is forward, backward, AdamW and
-forgetting the gradients. Two ways, in turns, in the same processes:
+forgetting the gradients. With `--rate` both ranks are hosts of their own whose links send no faster (network
+namespaces; needs root). Three ways, in turns, in the same processes:
 - own: whalepy with one split over the whole model;
+- idle: the same, with nothing computed while bridges are under way (WHALEPY_OFF);
 - torch: ColwiseParallel for queries, keys, values and hidden units, RowwiseParallel for what follows them and for the
   embedding, ColwiseParallel for the head, whose scores stay in parts in the loss (loss_parallel). What is between, such
   as norms, runs whole on both ranks.
@@ -18,6 +20,7 @@ dispatcher, with the agreement on sizes (benchmarks/traffic.py says how).
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
@@ -34,7 +37,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.functional import scaled_dot_product_attention
 
 import whalepy
-from benchmarks import blocks
+from benchmarks import blocks, slow_links
 from benchmarks.blocks import HEADS, WIDTH, LanguageModel, loss_of
 from benchmarks.traffic import bytes_moved
 from benchmarks.ways import (
@@ -75,8 +78,12 @@ def made() -> tuple[LanguageModel, tuple[Tensor, Tensor]]:
     return model, batch
 
 
-def own() -> Way:
+OVERLAP = "asynchronous-bridges,gradients-during-bridges"
+
+
+def own(off: str = "") -> Way:
     """This compiler's split."""
+    os.environ["WHALEPY_OFF"] = off
     model, batch = made()
     whalepy.annotate(model, {"": whalepy.split(RANKS)})
     parallel = whalepy.compile(model, f"{RANKS}xcpu", batch, loss_fn=loss_of)
@@ -106,11 +113,14 @@ def theirs() -> Way:
 
 def on_rank(limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
+    slow_links.open_group()
     own_core()
-    ways = {"own": own(), "torch": theirs()}
+    ways = {"own": own(), "idle": own(OVERLAP), "torch": theirs()}
     found = timed_ways(ways, local_gradients(*made()), limits)
     return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
 
 
 if __name__ == "__main__":
-    compare_ways("tensor_parallel", parser_of(__doc__).parse_args(), RANKS, on_rank)
+    parser = parser_of(__doc__)
+    slow_links.add_rate(parser)
+    compare_ways("tensor_parallel", parser.parse_args(), RANKS, on_rank)

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from benchmarks import slow_links
 from benchmarks.blocks import BLOCKS, ROWS, loss_of, made
 from benchmarks.pairs import OTHERS, figures, in_turns, machine
 from tests.pool import Pool
@@ -237,7 +238,8 @@ def compare_ways(
     name: str, options: argparse.Namespace, ranks: int, on_rank: Callable[[Limits], dict[str, Any]]
 ) -> None:
     """The whole of a benchmark whose ranks find what `against` gives."""
-    before = machine()
-    row = on_ranks(ranks, on_rank, limits_of(options))
+    before, rate = machine(), getattr(options, "rate", None)
+    with slow_links.hosts(ranks, rate):
+        row = on_ranks(ranks, on_rank, limits_of(options), default_group=rate is None)
     print(shown_against(row))
-    report(options.results, name, before, row)
+    report(options.results, name, before, row if rate is None else {"rate": rate, **row})

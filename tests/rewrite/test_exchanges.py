@@ -23,7 +23,7 @@ from whalepy.rewrite.terms import terms_of
 from whalepy.rewrite.verify import verify
 from whalepy.runtime.build import Analysed, subject_of
 from whalepy.runtime.extents import Binder, Extents, Grid
-from whalepy.runtime.groups import Blocks, Group
+from whalepy.runtime.groups import Blocks, Group, Pending
 from whalepy.runtime.kernels import _REDUCED_IN, Segment, Shard, _shared
 from whalepy.runtime.programs import example_sizes
 from whalepy.runtime.reach import Reach, noting
@@ -42,22 +42,23 @@ class NotingGroup(Group):
     def slots(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(range(self.size))
 
-    def all_reduce(self, x: Tensor, op: Any = None) -> None:
+    def start_all_reduce(self, x: Tensor, op: Any = None) -> Pending:
         if x.numel():
             self._note("all-reduce", x, (x.numel(),) * self.size, (x.numel(),) * self.size)
+        return Pending(None, lambda: x)
 
-    def all_gather(self, flat: Tensor, sizes: Any) -> tuple[Tensor, Blocks]:
+    def start_all_gather(self, flat: Tensor, sizes: Any) -> tuple[Pending, Blocks]:
         self._note("all-gather", flat, (flat.numel(),) * self.size, tuple(sizes))
-        return flat.new_zeros(sum(sizes)), self.blocks(sizes)
+        return Pending(None, lambda: flat.new_zeros(sum(sizes))), self.blocks(sizes)
 
-    def reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Tensor:
+    def start_reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Pending:
         own = blocks.sizes[self.position]
         self._note("reduce-scatter", buffer, blocks.sizes, (own,) * self.size)
-        return buffer.new_zeros(own, dtype=dtype)
+        return Pending(None, lambda: buffer.new_zeros(own, dtype=dtype))
 
-    def exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Tensor:
+    def start_exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Pending:
         self._note("all-to-all", buffer, sends.sizes, receives.sizes)
-        return buffer.new_zeros(receives.total)
+        return Pending(None, lambda: buffer.new_zeros(receives.total))
 
     def _note(self, kind: str, x: Tensor, sends: tuple[int, ...], receives: tuple[int, ...]) -> None:
         self.notes.append((self.level, kind, str(x.dtype).removeprefix("torch."), sends, receives))

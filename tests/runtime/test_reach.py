@@ -16,7 +16,7 @@ import whalepy
 from tests.exactness import Run, compare
 from tests.pool import Pool
 from whalepy.runtime.bridge import Move
-from whalepy.runtime.groups import Group
+from whalepy.runtime.groups import Group, Pending
 from whalepy.runtime.reach import Reach, noting
 
 WIDTH = 6
@@ -135,8 +135,9 @@ class _Told(Group):
         super().__init__(alone.process_group, 2, 0, (0, 1))
         self.told = told
 
-    def all_gather(self, flat: torch.Tensor, sizes: Any) -> Any:
-        return torch.cat([flat, self.told]), self.scatter_blocks(sizes)
+    def start_all_gather(self, flat: torch.Tensor, sizes: Any) -> Any:
+        both = torch.cat([flat, self.told])
+        return Pending(None, lambda: both), self.scatter_blocks(sizes)
 
     @property
     def slots(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

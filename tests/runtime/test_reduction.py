@@ -141,9 +141,9 @@ def test_replicas_of_split_layers_reduce_early_over_the_replicas_alone(workers: 
 def _with_a_bucket_that_goes_too_soon() -> Any:
     came = Reduction._came
 
-    def too_soon(self: Reduction, bucket: reduction.Bucket) -> None:
-        bucket.missing = 1
-        came(self, bucket)
+    def too_soon(self: Reduction, bucket: reduction.Bucket, name: str) -> None:
+        bucket.missing = {name}
+        came(self, bucket, name)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reduction, "_came", too_soon)
@@ -210,7 +210,11 @@ def _turned_off(texts: list[str]) -> Any:
     ("texts", "told"),
     [
         (["early-reduction", "early-reduction"], frozenset({"early-reduction"})),
-        (["", "faster"], "WHALEPY_OFF names 'faster' on rank 1\n  fix: choose from early-reduction"),
+        (
+            ["", "faster"],
+            "WHALEPY_OFF names 'faster' on rank 1\n  fix: choose from early-reduction, "
+            "asynchronous-bridges, gradients-during-bridges",
+        ),
         (
             ["", "early-reduction"],
             "WHALEPY_OFF is 'early-reduction' on rank 1 and '' on rank 0\n  fix: give all ranks the same",

@@ -88,6 +88,10 @@ class RehearsedModel(CapturedModel):
     def _boundaries(self, crossed: Mapping[tuple[int, int], tuple[Crossed, ...]]) -> dict[tuple[int, int], Boundary]:
         return {pair: SilentBoundary.of(boundary) for pair, boundary in super()._boundaries(crossed).items()}
 
+    def _overlapping(self, main: Pipeline, *, training: bool) -> Pipeline:
+        """As it is: bridges are said to be waited for."""
+        return main
+
     def _runnable(self, main: Pipeline, *, training: bool) -> Runnable:
         """Of the actions those of the microbatches that are run."""
         made = super()._runnable(main, training=training)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whalepy.dryrun.counting import Counter
 from whalepy.runtime.boundary import Boundary, Receiving, Sending, Traffic, packed
-from whalepy.runtime.groups import Blocks, Group, padding_pays
+from whalepy.runtime.groups import Blocks, Group, Pending, padding_pays
 
 
 class SilentGroup(Group):
@@ -27,28 +27,32 @@ class SilentGroup(Group):
         """Positions are their own slots."""
         return tuple(range(self.size))
 
-    def start_all_reduce(self, x: Tensor, op: Any = None) -> None:
+    def start_all_reduce(self, x: Tensor, op: Any = None) -> Pending:
         """Leaves `x` as it is."""
         self._count("all-reduce", 2 * (self.size - 1) * x.nbytes // self.size)
+        return Pending(None, lambda: x)
 
-    def all_gather(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Blocks]:
+    def start_all_gather(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Pending, Blocks]:
         """A buffer of every position's part."""
         padded = padding_pays(sizes)
         blocks = self.blocks(sizes, max(sizes)) if padded else self.blocks(sizes)
         sent = max(sizes) if padded else flat.numel()
         self._count("all-gather", (self.size - 1) * sent * flat.element_size())
-        return flat.new_zeros(blocks.total), blocks
+        gathered = flat.new_zeros(blocks.total)
+        return Pending(None, lambda: gathered), blocks
 
-    def reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Tensor:
+    def start_reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Pending:
         """A buffer of this position's part."""
         own = blocks.sizes[self.position]
         self._count("reduce-scatter", (sum(blocks.sizes) - own) * buffer.element_size())
-        return buffer.new_empty(own, dtype=dtype)
+        part = buffer.new_empty(own, dtype=dtype)
+        return Pending(None, lambda: part)
 
-    def exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Tensor:
+    def start_exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Pending:
         """A buffer of what the others send."""
         self._count("all-to-all", (sum(sends.sizes) - sends.sizes[self.position]) * buffer.element_size())
-        return buffer.new_empty(receives.total)
+        received = buffer.new_empty(receives.total)
+        return Pending(None, lambda: received)
 
     def _count(self, kind: str, sent: int) -> None:
         self.sent_bytes += sent

@@ -67,6 +67,10 @@ _COUNT: dict[str, Callable[[Call, Mapping[sympy.Symbol, int]], int]] = {
 }
 
 
+PRODUCTS = frozenset(_COUNT)
+"""Operators whose FLOPs are those of products."""
+
+
 def flops_of(call: Call, hints: Mapping[sympy.Symbol, int]) -> int:
     """Multiply-adds count two; operators that only move or combine elements count one per result element."""
     if not call.results:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sympy
 
 from whalepy.program.axes import Size
-from whalepy.program.layout import Type, value_kind
+from whalepy.program.layout import Type, communicates, gradient_kind, value_kind
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,16 @@ class MoveBinding:
     def is_retype(self) -> bool:
         """Whether the forward moves nothing."""
         return value_kind(self.source) == value_kind(self.target)
+
+    @property
+    def communicates(self) -> bool:
+        """Whether ranks need each other's elements of the value, on a level of several."""
+        return communicates(self.source, self.target)
+
+    @property
+    def communicates_back(self) -> bool:
+        """The same of its gradient."""
+        return self.learns and communicates(gradient_kind(self.target), gradient_kind(self.source))
 
 
 Binding = LocalSize | GlobalSize | Start | Stream | Reducer | First | MoveBinding

@@ -32,8 +32,12 @@ from whalepy.rewrite.weight_gradients import (
 )
 
 
-def deferred(rewritten: Rewritten, program: Program) -> tuple[Rewritten, tuple[str, ...]]:
+def deferred(
+    rewritten: Rewritten, program: Program, behind: Set[str] | None = None
+) -> tuple[Rewritten, tuple[str, ...]]:
     """The graph with every weight gradient deferred that can be; one note per operator and reason that keeps one.
+
+    `behind`: only of calls whose input one of these nodes gives, and whose weight nothing else reads.
 
     The order of placeholders, the names of nodes and the numbers computed stay as they are. Notes come in the order of
     the graph.
@@ -42,12 +46,17 @@ def deferred(rewritten: Rewritten, program: Program) -> tuple[Rewritten, tuple[s
     places = places_of(rewritten.graph.graph, program)
     trained = {name for name, place in places.items() if place.kind == "parameter" and name in learning}
     inputs = {name for name, place in places.items() if place.kind in ("input", "received")}
-    graph, notes = deferred_graph(rewritten.graph, trained=trained, inputs=inputs, learning=learning)
+    graph, notes = deferred_graph(rewritten.graph, trained=trained, inputs=inputs, learning=learning, behind=behind)
     return replace(rewritten, graph=graph), notes
 
 
 def deferred_graph(
-    module: fx.GraphModule, *, trained: Set[str], inputs: Set[str], learning: Set[str]
+    module: fx.GraphModule,
+    *,
+    trained: Set[str],
+    inputs: Set[str],
+    learning: Set[str],
+    behind: Set[str] | None = None,
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """The same for any graph, by names of nodes.
 
@@ -60,6 +69,8 @@ def deferred_graph(
     kept: Counter[tuple[str, str]] = Counter()
     for node in graph.nodes:
         if node.op != "call_function" or node.name not in learning:
+            continue
+        if behind is not None and not _is_behind(node, behind):
             continue
         found = _deferred_call(node, weights)
         if isinstance(found, Deferred):
@@ -103,6 +114,20 @@ class _Weights:
         while _is_view(value):
             value = value.args[0]  # type: ignore[union-attr]
         return value if isinstance(value, fx.Node) and value.name in self.alone else None
+
+
+def _is_behind(node: fx.Node, behind: Set[str]) -> bool:
+    """Whether one of these nodes gives the input of a call, and nothing but the call reads its weight."""
+    form = _form(node)
+    if form is None:
+        return False
+    args = _positional(node)
+    x, weight = args[form.x], args[form.weight]
+    while _is_view(x):
+        x = x.args[0]
+    while _is_view(weight) and len(weight.users) == 1:
+        weight = weight.args[0]
+    return isinstance(x, fx.Node) and x.name in behind and isinstance(weight, fx.Node) and len(weight.users) == 1
 
 
 def _is_view(value: object) -> bool:

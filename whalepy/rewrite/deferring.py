@@ -46,6 +46,8 @@ class Queue:
 
     waiting: deque[Owed] = field(default_factory=deque[Owed])
     was_run: bool = False
+    uses_waits: bool = False
+    """Whether its weight gradients are computed as soon as the backward pass waits for a bridge."""
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -62,11 +64,24 @@ class Queue:
     def run(self) -> None:
         """Add every weight gradient to its leaf; each lets go of what it held as soon as it is done. Once."""
         self.was_run = True
+        self._pay()
+
+    def use_wait(self) -> None:
+        """The backward pass waits for a bridge: those that are there may be computed."""
+        if self.uses_waits:
+            self._pay()
+
+    def _pay(self) -> None:
         while self.waiting:
             self.waiting.popleft().pay()
 
 
 _QUEUE: ContextVar[Queue | None] = ContextVar("queue", default=None)
+
+
+def current_queue() -> Queue | None:
+    """The queue of what is computed now; None: weight gradients do not wait."""
+    return _QUEUE.get()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from whalepy.program.call import operator_name, results
 from whalepy.program.layout import Layout, Sharded, Type, gradient_kind, value_kind
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import MoveBinding, Reducer
-from whalepy.rewrite.naming import MOVES, is_item, places_of, value_names
+from whalepy.rewrite.naming import HALVES, MOVES, is_item, places_of, value_names
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, LocalSizes, SizesAt, held, local_shape, symbols_in
 from whalepy.rewrite.terms import terms_of
@@ -149,19 +149,26 @@ def crossings(rewritten: Rewritten, program: Program, *, backward: bool = True) 
     found: list[Crossing] = []
     for position, node in enumerate(graph.nodes):
         name, at = names[node.name], str(node.meta.get("where") or "")
-        if node.op == "call_function" and node.target in MOVES:
+        if node.op == "call_function" and node.target in (*MOVES, *HALVES):
             binding, dtype = node.meta["move"], node.meta["val"].dtype
-            ways = (False, True) if node.name in learning else (False,)
+            ways = [way for way in _ways(node) if not way or node.name in learning]
             found.extend(Crossing(name, position, binding, dtype, way, at or _origin(node)) for way in ways)
         for level in (reducers[n.name] for n in node.all_input_nodes if n.name in reducers):
             found.extend(_inside(node, name, position, level, program, placed, at))
     return [c for c in found if c.collective is not None]
 
 
+def _ways(node: fx.Node) -> tuple[bool, ...]:
+    """What a node of a bridge issues: the communication of the forward (False), of the backward (True)."""
+    if node.target is kernels.start_bridge:
+        return (False,)
+    return (True,) if node.target is kernels.finish_bridge else (False, True)
+
+
 def _origin(node: fx.Node) -> str:
     """The line of the operator whose value is moved."""
     source = node
-    while source.op == "call_function" and (source.target in MOVES or is_item(source)):
+    while source.op == "call_function" and (source.target in (*MOVES, *HALVES) or is_item(source)):
         source = source.args[0]  # type: ignore[assignment]
         assert isinstance(source, fx.Node)
     return str(source.meta.get("where") or "")
@@ -202,7 +209,9 @@ def placements(rewritten: Rewritten) -> dict[str, tuple[Value, Layout]]:
     for node in rewritten.graph.graph.nodes:
         if node.name in rewritten.values:
             found[node.name] = rewritten.values[node.name], rewritten.layouts[node.name][0]
-        elif node.op == "call_function" and node.target in MOVES:
+        elif node.target is kernels.start_bridge:
+            found[node.name] = found[node.args[0].name]
+        elif node.op == "call_function" and node.target in (*MOVES, kernels.finish_bridge):
             key, layout = found[node.args[0].name]
             binding: MoveBinding = node.meta["move"]
             found[node.name] = key, (*layout[: binding.level], binding.target, *layout[binding.level + 1 :])

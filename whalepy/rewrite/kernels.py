@@ -30,6 +30,16 @@ def retype(x: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> tor
     return move(x)
 
 
+def start_bridge(x: torch.Tensor, move: Any) -> Any:
+    """A bridge on its way, or a retype, of which that holds backward."""
+    return move.start(x)
+
+
+def finish_bridge(started: Any, move: Any) -> torch.Tensor:
+    """The value that a started bridge gives."""
+    return move.finish(started)
+
+
 def masked_embedding(weight: torch.Tensor, indices: torch.Tensor, start: int, padding_idx: int = -1) -> torch.Tensor:
     """Rows of a vocabulary shard that begins at `start`; zero for indices that other devices hold (a partial sum)."""
     rows = weight.shape[0]

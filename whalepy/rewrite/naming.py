@@ -13,6 +13,8 @@ from whalepy.program.capture import Placeholder
 from whalepy.rewrite import kernels
 
 MOVES = (kernels.bridge, kernels.retype)
+HALVES = (kernels.start_bridge, kernels.finish_bridge)
+"""What asynchronous bridges are made of."""
 
 
 def operator_text(target: object) -> str:
@@ -44,9 +46,12 @@ def value_names(graph: fx.Graph, program: Program) -> dict[str, str]:
     names: dict[str, str] = {}
     roots: dict[str, str] = {}
     for node in graph.nodes:
-        moved = node.op == "call_function" and node.target in MOVES
+        moved = node.op == "call_function" and node.target in (*MOVES, *HALVES)
         root = roots[node.args[0].name] if moved else ""
-        name = _numbered(f"{root}_", numbers) if moved else _name(node, own, names, numbers)
+        if node.target is kernels.finish_bridge:
+            name = names[node.args[0].name]
+        else:
+            name = _numbered(f"{root}_", numbers) if moved else _name(node, own, names, numbers)
         names[node.name], roots[node.name] = name, root or name
     return names
 

@@ -24,8 +24,6 @@ from whalepy.program.dead_code import drop_unused
 from whalepy.program.layout import (
     Layout,
     Sharded,
-    communicates,
-    gradient_kind,
     operand_type,
     result_type,
 )
@@ -67,11 +65,7 @@ class Rewritten:
     def levels_in_backward(self) -> frozenset[int]:
         """Levels over which its backward pass may communicate."""
         found = (b for b in self.bindings if isinstance(b, Reducer | MoveBinding))
-        return frozenset(b.level for b in found if isinstance(b, Reducer) or _moves_back(b))
-
-
-def _moves_back(binding: MoveBinding) -> bool:
-    return binding.learns and communicates(gradient_kind(binding.target), gradient_kind(binding.source))
+        return frozenset(b.level for b in found if isinstance(b, Reducer) or b.communicates_back)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from whalepy.program.analysis import Program
 from whalepy.program.call import results
 from whalepy.program.capture import Captured
 from whalepy.program.capture_wrapper import Wants
+from whalepy.rewrite.overlap import asynchronous, waits_used
 from whalepy.runtime.agreement import Told
 from whalepy.runtime.arguments import (
     Arguments,
@@ -40,7 +41,7 @@ from whalepy.runtime.groups import Group
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.pieces import EAGER
 from whalepy.runtime.pipeline import Crossed, Pipeline, pipelined, with_scopes_of
-from whalepy.runtime.programs import actions_of, verify_ranks
+from whalepy.runtime.programs import actions_of, verify_ranks, verify_stage
 from whalepy.runtime.reduction import Reduction
 from whalepy.runtime.steps import StepProgram, batch_symbols, place_on, rows_in, sizes_of_microbatch
 from whalepy.runtime.storage import Stored, store
@@ -179,7 +180,25 @@ class CapturedModel(ParallelModel):
         """Whether these are the arguments of a step, targets of `loss_fn` among them."""
         return set(leaf_names(example)) == set(self._batch_dims)
 
+    def _overlapping(self, main: Pipeline, *, training: bool) -> Pipeline:
+        """The same, with operators that run while bridges are under way; verified where the order changes."""
+        plan, stages = self.plan, list(main.stages)
+        for k in plan.stages_of(self._host.position):
+            stage, mesh = stages[k], plan.stages[k].mesh
+            graph = stage.rewritten
+            if training and self._backend == EAGER and "gradients-during-bridges" not in self._off:
+                graph = waits_used(graph, stage.program, mesh)
+            stages[k] = replace(stage, rewritten=graph)
+            if "asynchronous-bridges" in self._off:
+                continue
+            started = asynchronous(graph, stage.program, mesh)
+            if started is not graph:
+                stages[k] = replace(stage, rewritten=started)
+                verify_stage(stages[k], plan.stages[k], plan.microbatches if training else 1, training=training)
+        return replace(main, stages=tuple(stages))
+
     def _runnable(self, main: Pipeline, *, training: bool) -> Runnable:
+        main = self._overlapping(main, training=training)
         plan = self.plan
         count = plan.microbatches if training else 1
         stages = {k: self._stage_run(k, main.stages[k]) for k in plan.stages_of(self._host.position)}

@@ -143,7 +143,7 @@ class StepRun:
                 crossed = self.runnable.values[pair].crossed[number]
                 tensors[crossed.name] = values[number] = value.requires_grad_(self.training and crossed.learns)
         reach = Reach() if self.training and stage.program.leaves_empty(sizes) else None
-        queue = Queue() if self.defers else None
+        queue = Queue(uses_waits=not self.defers) if self.training else None
         with noting(reach), deferring(queue):
             outputs = stage.program.run(tensors, self._rows(k, m), sizes, self.step, m)
         count = stage.captured.results
@@ -223,6 +223,8 @@ class StepRun:
             self._reduction(k).watch()
         if pairs:
             torch.autograd.backward([end for end, _ in pairs], [start for _, start in pairs])
+        if not self.defers:
+            self._weights(action)
         for pair, values in live.received.items():
             boundary = self.runnable.values[pair]
             self.given_back["B", *pair, m] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -47,6 +47,25 @@ class Blocks:
         return [buffer.narrow(0, start, size) for start, size in zip(self.starts, self.sizes, strict=True)]
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A value that a collective is on its way to give; what the collective was given is not to be touched before."""
+
+    work: dist.Work | None
+    """None: nothing is on its way."""
+    value: Callable[[], Tensor]
+
+    def done(self) -> Tensor:
+        """The value, once it is there. Once."""
+        if self.work is not None:
+            self.work.wait()
+        return self.value()
+
+    def then(self, made: Callable[[Tensor], Tensor]) -> Pending:
+        """What is made of the value once it is there."""
+        return Pending(self.work, lambda: made(self.value()))
+
+
 @dataclass(eq=False)
 class Group:
     """The ranks along one level, in the order of their positions on it, as one of them sees them.
@@ -83,56 +102,68 @@ class Group:
 
     def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
         """Reduce `x` over the group in place; the same bits on every rank."""
-        work = self.start_all_reduce(x, op)
-        if work is not None:
-            work.wait()
+        self.start_all_reduce(x, op).done()
 
-    def start_all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> dist.Work | None:
-        """The same on its way: `x` is not to be touched before it has been waited for; None: it is there."""
+    def start_all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> Pending:
+        """The same on its way."""
         if self.process_group is None or x.numel() == 0:
-            return None
+            return Pending(None, lambda: x)
         self.sent_bytes += 2 * (self.size - 1) * x.nbytes // self.size
-        return dist.all_reduce(x, op=op, group=self.process_group, async_op=True)
+        return Pending(dist.all_reduce(x, op=op, group=self.process_group, async_op=True), lambda: x)
 
     def all_gather(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Blocks]:
         """Every position's part, of `sizes` elements, and where each lies in the buffer."""
+        pending, blocks = self.start_all_gather(flat, sizes)
+        return pending.done(), blocks
+
+    def start_all_gather(self, flat: Tensor, sizes: Sequence[int]) -> tuple[Pending, Blocks]:
+        """The same on its way."""
         if self.process_group is None:
-            return flat, self.blocks(sizes)
+            return Pending(None, lambda: flat), self.blocks(sizes)
         if not padding_pays(sizes):
-            receives = self.blocks(sizes)
-            return self.exchange(flat.repeat(self.size), self.blocks([flat.numel()] * self.size), receives), receives
+            sends, receives = self.blocks([flat.numel()] * self.size), self.blocks(sizes)
+            return self.start_exchange(flat.repeat(self.size), sends, receives), receives
         blocks = self.blocks(sizes, max(sizes))
         mine = torch.nn.functional.pad(flat, (0, max(sizes) - flat.numel())) if flat.numel() < max(sizes) else flat
         buffer = flat.new_empty(blocks.total)
-        _all_gather(_as_bytes(buffer), _as_bytes(mine), group=self.process_group)
+        work = _all_gather(_as_bytes(buffer), _as_bytes(mine), group=self.process_group, async_op=True)
         self.sent_bytes += (self.size - 1) * mine.nbytes
-        return buffer, blocks
+        return Pending(work, lambda: buffer), blocks
 
     def reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Tensor:
         """This position's part of the sum of all buffers, flat, summed in `dtype`; `blocks` from `scatter_blocks`."""
+        return self.start_reduce_scatter(buffer, blocks, dtype).done()
+
+    def start_reduce_scatter(self, buffer: Tensor, blocks: Blocks, dtype: torch.dtype) -> Pending:
+        """The same on its way."""
         size = blocks.sizes[self.position]
         if not self._scatters_padded(blocks.sizes):
-            received = self.exchange(buffer, blocks, self.blocks([size] * self.size))
-            return received.view(self.size, size).sum(0, dtype=dtype)
+            parts = self.start_exchange(buffer, blocks, self.blocks([size] * self.size))
+            return parts.then(lambda received: received.view(self.size, size).sum(0, dtype=dtype))
         mine = buffer.new_empty(max(blocks.sizes), dtype=dtype)
-        _reduce_scatter(mine, buffer.to(dtype), group=self.process_group)
+        work = _reduce_scatter(mine, buffer.to(dtype), group=self.process_group, async_op=True)
         self.sent_bytes += (self.size - 1) * mine.nbytes
-        return mine.narrow(0, 0, size)
+        return Pending(work, lambda: mine.narrow(0, 0, size))
 
     def exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Tensor:
         """The buffer laid out as `receives`, after part q of every buffer, laid out as `sends`, went to position q."""
+        return self.start_exchange(buffer, sends, receives).done()
+
+    def start_exchange(self, buffer: Tensor, sends: Blocks, receives: Blocks) -> Pending:
+        """The same on its way."""
         if self.process_group is None:
-            return buffer
+            return Pending(None, lambda: buffer)
         received = buffer.new_empty(receives.total)
-        dist.all_to_all_single(
+        work = dist.all_to_all_single(
             _as_bytes(received),
             _as_bytes(buffer),
             [size * buffer.itemsize for size in self._by_slot(receives.sizes)],
             [size * buffer.itemsize for size in self._by_slot(sends.sizes)],
             group=self.process_group,
+            async_op=True,
         )
         self.sent_bytes += (sum(sends.sizes) - sends.sizes[self.position]) * buffer.itemsize
-        return received
+        return Pending(work, lambda: received)
 
     def _by_slot(self, sizes: Sequence[int]) -> list[int]:
         by_slot = [0] * self.size

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from whalepy.errors import VerificationError
-from whalepy.runtime.groups import Blocks, Group
+from whalepy.runtime.groups import Blocks, Group, Pending
 
 
 @dataclass(frozen=True)
@@ -116,43 +116,35 @@ def convert(x: Tensor, source: Kind, target: Kind, group: Group) -> Tensor:
     memory. Half precision is summed in float32. Never recorded by autograd. Collective over the group wherever data
     crosses ranks, except for a value of no elements. Raises VerificationError if `x` is not what `source` says.
     """
+    return start_convert(x, source, target, group).done()
+
+
+@torch.no_grad()
+def start_convert(x: Tensor, source: Kind, target: Kind, group: Group) -> Pending:
+    """The same on its way."""
     if source == target or group.size == 1:
-        return x
+        return Pending(None, lambda: x)
     shape = source.shape if isinstance(source, Shard) else tuple(x.shape)
     _check_shape(x, _local_shape(source, shape, group), group)
     if isinstance(target, Shard) and target.shape != shape:
         raise VerificationError(f"a value of shape {list(shape)} cannot become one of shape {list(target.shape)}")
     if 0 in shape:
-        return x.new_empty(_local_shape(target, shape, group))
+        nothing = x.new_empty(_local_shape(target, shape, group))
+        return Pending(None, lambda: nothing)
     return _KERNELS[_letter(source) + _letter(target)](x, source, target, group)
 
 
-@dataclass(frozen=True)
-class Summing:
-    """A sum over a group that is on its way."""
-
-    buffer: Tensor
-    dtype: torch.dtype
-    work: dist.Work | None
-
-    def done(self) -> Tensor:
-        """The sum, once it is there."""
-        if self.work is not None:
-            self.work.wait()
-        return self.buffer.to(self.dtype)
-
-
 @torch.no_grad()
-def start_sum(x: Tensor, group: Group) -> Summing:
+def start_sum(x: Tensor, group: Group) -> Pending:
     """Start to add `x`, contiguous, up over the group; its memory is taken over. Half precision as in `convert`."""
-    buffer = x.to(_reduced_in(x))
-    return Summing(buffer, x.dtype, group.start_all_reduce(buffer))
+    dtype = x.dtype
+    return group.start_all_reduce(x.to(_reduced_in(x))).then(lambda found: found.to(dtype))
 
 
 @torch.no_grad()
 def all_reduce_max(x: Tensor, group: Group) -> Tensor:
     """The elementwise maximum over the group, in fresh memory; `x` itself in a group of one."""
-    return x if group.size == 1 else _reduce(x, dist.ReduceOp.MAX, group)
+    return x if group.size == 1 else _reduce(x, dist.ReduceOp.MAX, group).done()
 
 
 def _letter(kind: Kind) -> str:
@@ -182,56 +174,56 @@ def _reduced_in(x: Tensor) -> torch.dtype:
     return _REDUCED_IN.get(x.dtype, x.dtype)
 
 
-def _reduce(x: Tensor, op: Any, group: Group) -> Tensor:
-    result = x.to(_reduced_in(x), copy=True, memory_format=torch.contiguous_format)
-    group.all_reduce(result, op)
-    return result.to(x.dtype)
+def _reduce(x: Tensor, op: Any, group: Group) -> Pending:
+    dtype, buffer = x.dtype, x.to(_reduced_in(x), copy=True, memory_format=torch.contiguous_format)
+    return group.start_all_reduce(buffer, op).then(lambda found: found.to(dtype))
 
 
-def _all_reduce(x: Tensor, source: Kind, target: Kind, group: Group) -> Tensor:
+def _all_reduce(x: Tensor, source: Kind, target: Kind, group: Group) -> Pending:
     return _reduce(x, dist.ReduceOp.SUM, group)
 
 
-def _keep_on_first(x: Tensor, source: Kind, target: Kind, group: Group) -> Tensor:
-    if group.position == 0:
-        return x.clone(memory_format=torch.contiguous_format)
-    return x.new_zeros(x.shape)
+def _keep_on_first(x: Tensor, source: Kind, target: Kind, group: Group) -> Pending:
+    kept = x.clone(memory_format=torch.contiguous_format) if group.position == 0 else x.new_zeros(x.shape)
+    return Pending(None, lambda: kept)
 
 
-def _slice(x: Tensor, source: Kind, target: Shard, group: Group) -> Tensor:
+def _slice(x: Tensor, source: Kind, target: Shard, group: Group) -> Pending:
     part = x.new_empty(target.local_shape(group.position))
     for inside, own in _views(x, part, target, group.position):
         own.copy_(inside)
-    return part
+    return Pending(None, lambda: part)
 
 
-def _pad(x: Tensor, source: Shard, target: Kind, group: Group) -> Tensor:
+def _pad(x: Tensor, source: Shard, target: Kind, group: Group) -> Pending:
     whole = x.new_zeros(source.shape)
     for inside, own in _views(whole, x, source, group.position):
         inside.copy_(own)
-    return whole
+    return Pending(None, lambda: whole)
 
 
-def _all_gather(x: Tensor, source: Shard, target: Kind, group: Group) -> Tensor:
-    return _join(*group.all_gather(x.contiguous().view(-1), source.sizes), source)
+def _all_gather(x: Tensor, source: Shard, target: Kind, group: Group) -> Pending:
+    pending, blocks = group.start_all_gather(x.contiguous().view(-1), source.sizes)
+    return pending.then(lambda buffer: _join(buffer, blocks, source))
 
 
-def _reduce_scatter(x: Tensor, source: Kind, target: Shard, group: Group) -> Tensor:
-    blocks = group.scatter_blocks(target.sizes)
-    part = group.reduce_scatter(_cut(x, target, blocks), blocks, _reduced_in(x))
-    return part.to(x.dtype).view(target.local_shape(group.position))
+def _reduce_scatter(x: Tensor, source: Kind, target: Shard, group: Group) -> Pending:
+    dtype, blocks = x.dtype, group.scatter_blocks(target.sizes)
+    pending = group.start_reduce_scatter(_cut(x, target, blocks), blocks, _reduced_in(x))
+    return pending.then(lambda part: part.to(dtype).view(target.local_shape(group.position)))
 
 
-def _all_to_all(x: Tensor, source: Shard, target: Shard, group: Group) -> Tensor:
+def _all_to_all(x: Tensor, source: Shard, target: Shard, group: Group) -> Pending:
     if source.dim == target.dim:
         return _reshard(x, source, target, group)
     outgoing = replace(target, shape=source.local_shape(group.position))
     incoming = replace(source, shape=target.local_shape(group.position))
     sends, receives = group.blocks(outgoing.sizes), group.blocks(incoming.sizes)
-    return _join(group.exchange(_cut(x, outgoing, sends), sends, receives), receives, incoming)
+    pending = group.start_exchange(_cut(x, outgoing, sends), sends, receives)
+    return pending.then(lambda buffer: _join(buffer, receives, incoming))
 
 
-def _reshard(x: Tensor, source: Shard, target: Shard, group: Group) -> Tensor:
+def _reshard(x: Tensor, source: Shard, target: Shard, group: Group) -> Pending:
     """All-to-all within one dim, by the indices of it that a sender holds and a receiver wants."""
     dim, me, positions = source.dim, group.position, range(group.size)
     outgoing = [_shared(source, me, target, position).to(x.device) for position in positions]
@@ -239,16 +231,20 @@ def _reshard(x: Tensor, source: Shard, target: Shard, group: Group) -> Tensor:
     slab = prod(source.shape) // source.shape[dim]
     sends = group.blocks([len(index) * slab for index in outgoing])
     receives = group.blocks([len(index) * slab for index in incoming])
-    buffer, result = x.new_empty(sends.total), x.new_empty(target.local_shape(me))
+    before, after, buffer = x.shape[:dim], x.shape[dim + 1 :], x.new_empty(sends.total)
     for index, part in zip(outgoing, sends.parts(buffer), strict=True):
         part.copy_(x.index_select(dim, index).view(-1))
-    received = group.exchange(buffer, sends, receives)
-    for index, part in zip(incoming, receives.parts(received), strict=True):
-        result.index_copy_(dim, index, part.view(*x.shape[:dim], len(index), *x.shape[dim + 1 :]))
-    return result
+
+    def joined(received: Tensor) -> Tensor:
+        result = received.new_empty(target.local_shape(me))
+        for index, part in zip(incoming, receives.parts(received), strict=True):
+            result.index_copy_(dim, index, part.view(*before, len(index), *after))
+        return result
+
+    return group.start_exchange(buffer, sends, receives).then(joined)
 
 
-_KERNELS: dict[str, Callable[[Tensor, Any, Any, Group], Tensor]] = {
+_KERNELS: dict[str, Callable[[Tensor, Any, Any, Group], Pending]] = {
     "RS": _slice,
     "RP": _keep_on_first,
     "SR": _all_gather,

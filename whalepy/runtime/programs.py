@@ -126,8 +126,7 @@ def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: boo
     """
     for stage, placed in zip(main.stages, plan.stages, strict=True):
         _check_order_of_rows(stage, placed, plan, microbatches)
-        sizes = example_sizes(stage.program, stage.decisions, microbatches, outer=placed.outer)
-        _verify(stage.program, stage.rewritten, placed.mesh, placed.rank_of, sizes, backward=training)
+        verify_stage(stage, placed, microbatches, training=training)
         if stage.prologue is not None:
             ahead = stage.prologue
             whole = example_sizes(ahead.program, ahead.decisions, microbatches, outer=placed.outer, whole=True)
@@ -138,6 +137,12 @@ def verify_ranks(main: Pipeline, plan: Plan, microbatches: int, *, training: boo
         schedule = schedule_of(main, plan, microbatches, training=True)
         verify_schedule(schedule, plan.hosts, crossings, lendings, microbatches, trained(main))
         verify_messages(messages_of(main, plan, schedule))
+
+
+def verify_stage(stage: Analysed, placed: StagePlan, microbatches: int, *, training: bool) -> None:
+    """Verify what the ranks of a stage issue for a microbatch. Raises VerificationError."""
+    sizes = example_sizes(stage.program, stage.decisions, microbatches, outer=placed.outer)
+    _verify(stage.program, stage.rewritten, placed.mesh, placed.rank_of, sizes, backward=training)
 
 
 def _check_order_of_rows(stage: Analysed, placed: StagePlan, plan: Plan, microbatches: int) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from whalepy.runtime.groups import Group
-from whalepy.runtime.kernels import Summing, convert, start_sum
+from whalepy.runtime.groups import Group, Pending
+from whalepy.runtime.kernels import convert, start_sum
 from whalepy.runtime.storage import Stored
 
 BUCKET_BYTES = 25 * 2**20
@@ -31,9 +32,9 @@ class Bucket:
 
     entries: tuple[Stored, ...]
     groups: tuple[Group, ...]
-    missing: int
-    """Gradients that are not there yet."""
-    summing: Summing | None = None
+    missing: set[str]
+    """Parameters whose gradients are not there yet."""
+    summing: Pending | None = None
     parts: list[tuple[nn.Parameter, torch.Size]] = field(default_factory=list[tuple[nn.Parameter, torch.Size]])
 
 
@@ -65,14 +66,16 @@ class Reduction:
         """From here on, in the last backward pass of a step, a bucket that is full is reduced at once."""
         me = weakref.ref(self)  # Python does not see that a tensor holds its hooks: a ring of both would never go
 
-        def came(bucket: Bucket) -> None:
+        def came(bucket: Bucket, name: str, before: int | None, leaf: Tensor) -> None:
             reduction = me()
-            if reduction is not None:
-                reduction._came(bucket)
+            if reduction is not None and _version(leaf) != before:  # torch calls where no gradient came, too
+                reduction._came(bucket, name)
 
         for bucket in self.early:
             for entry in bucket.entries:
-                self.leaves[entry.name].register_post_accumulate_grad_hook(lambda _, of=bucket: came(of))
+                leaf = self.leaves[entry.name]
+                told = partial(came, bucket, entry.name, _version(leaf))
+                leaf.register_post_accumulate_grad_hook(told)
 
     def finish(self) -> None:
         """Reduce what is left, and wait for what is on its way.
@@ -90,8 +93,8 @@ class Reduction:
                 self._start(bucket)
             self._end(bucket)
 
-    def _came(self, bucket: Bucket) -> None:
-        bucket.missing -= 1
+    def _came(self, bucket: Bucket, name: str) -> None:
+        bucket.missing.discard(name)
         while self.next < len(self.early) and not self.early[self.next].missing:
             self._start(self.early[self.next])
             self.next += 1
@@ -135,7 +138,12 @@ class Reduction:
             sizes = [self.leaves[entry.name].nbytes for entry in members]
             most = max(min(BUCKET_BYTES, sum(sizes) // _PARTS), _LEAST_BYTES) if early else BUCKET_BYTES
             for bucket in _cut(members, sizes, most):
-                yield Bucket(tuple(bucket), groups, len(bucket))
+                yield Bucket(tuple(bucket), groups, {entry.name for entry in bucket})
+
+
+def _version(leaf: Tensor) -> int | None:
+    """How often the gradient of a leaf has changed; None: there is none."""
+    return None if leaf.grad is None else leaf.grad._version
 
 
 def _cut(entries: Sequence[Stored], sizes: Sequence[int], most: int) -> Iterable[list[Stored]]:

@@ -1,0 +1,90 @@
+"""Passes that let operators run while bridges are under way, forward and backward.
+
+Before:  q = linear(x, wq); k = linear(x, wk); kr = bridge(k); qr = bridge(q); attention(qr, kr)
+After:   q = linear(x, wq); qs = start(q); k = linear(x, wk); ks = start(k); kr = finish(ks); qr = finish(qs); ...
+
+All ranks run the one graph, so that they start all bridges, and all of their gradients, in one order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from whalepy.program.analysis import Program
+from whalepy.program.costs import PRODUCTS
+from whalepy.rewrite import kernels
+from whalepy.rewrite.bindings import MoveBinding
+from whalepy.rewrite.deferred import deferred
+from whalepy.rewrite.naming import MOVES, places_of
+from whalepy.rewrite.rewrite import Rewritten
+
+
+def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int]) -> Rewritten:
+    """The graph with each bridge started as soon as its value is there, and finished where the result is read first.
+
+    Only where a product lies between both; itself where there is none. Bridges of parameters stay: started earlier, all
+    of them would be in memory at once.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(rewritten.graph.graph, copies))
+    order = {node: at for at, node in enumerate(graph.nodes)}
+    values = {copies[node]: rewritten.values[node.name] for node in copies if node.name in rewritten.values}
+    products = sorted(order[node] for node, (i, _) in values.items() if program.operators[i].target in PRODUCTS)
+    kept = {name for name, place in places_of(graph, program).items() if place.kind == "parameter"}
+    changed = False
+    for node in list(graph.nodes):
+        binding = _binding(node, mesh)
+        if binding is None or not (binding.communicates or binding.communicates_back):
+            continue
+        value = node.args[0]
+        if value.name in kept:
+            continue
+        first = min(node.users, key=order.__getitem__)
+        if bisect_right(products, order[value]) < bisect_left(products, order[first]):
+            start, finish = _halves(graph, node, value, first)
+            order[start], order[finish] = order[value], order[first]
+            changed = True
+    return replace(rewritten, graph=fx.GraphModule(rewritten.graph, graph)) if changed else rewritten
+
+
+def _halves(graph: fx.Graph, node: fx.Node, value: fx.Node, first: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """What stands for a bridge: its start right behind the value, its finish right ahead of the first user."""
+    move = node.args[1]
+    calls = (one for one in graph.nodes if one.op != "placeholder")
+    with graph.inserting_before(next(calls) if value.op == "placeholder" else value.next):
+        start = graph.call_function(kernels.start_bridge, (value, move))
+    with graph.inserting_before(first):
+        finish = graph.call_function(kernels.finish_bridge, (start, move))
+    start.meta.update(node.meta)
+    finish.meta.update(node.meta)
+    node.replace_all_uses_with(finish)
+    graph.erase_node(node)
+    return start, finish
+
+
+def waits_used(rewritten: Rewritten, program: Program, mesh: Sequence[int]) -> Rewritten:
+    """The graph in which the weight gradients of products may wait until the gradient of a bridge is under way.
+
+    Those of products that read what comes over the bridge with no other product between, and so come last before it in
+    the backward pass. As Megatron-LM overlaps the all-reduce of a column-parallel layer's input gradient with its
+    weight gradient.
+    """
+    behind: set[str] = set()
+    for node in rewritten.graph.graph.nodes:
+        binding, value = _binding(node, mesh), rewritten.values.get(node.name)
+        is_product = value is not None and program.operators[value[0]].target in PRODUCTS
+        passes = not is_product and any(n.name in behind for n in node.all_input_nodes)
+        if passes or (binding is not None and binding.communicates_back):
+            behind.add(node.name)
+    return deferred(rewritten, program, behind)[0] if behind else rewritten
+
+
+def _binding(node: fx.Node, mesh: Sequence[int]) -> MoveBinding | None:
+    """What a bridge between several devices moves; None for all else."""
+    binding: MoveBinding | None = node.meta["move"] if node.target in MOVES else None
+    return binding if binding is not None and mesh[binding.level] > 1 else None
