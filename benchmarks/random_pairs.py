@@ -23,8 +23,11 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -239,16 +242,23 @@ def numbered(pairs: int) -> Iterator[tuple[str, int]]:
         done[kind] += 1
 
 
-def run(pairs: int, seed: int, say: Callable[[str], None]) -> dict[str, Count]:
+def timed(pair: tuple[str, int], seed: int) -> tuple[Result, float]:
+    """A pair in a folder of its own, and the seconds that it took."""
+    before = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        return one(*pair, seed, Path(folder)), time.perf_counter() - before
+
+
+def run(pairs: int, seed: int, processes: int, say: Callable[[str], None]) -> dict[str, Count]:
     """So many pairs, counted by kind."""
     counts = {kind: Count() for kind in KINDS}
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for k, (kind, number) in enumerate(numbered(pairs), 1):
-            before = time.perf_counter()
-            result = one(kind, number, seed, Path(folder))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        asked = list(numbered(pairs))
+        found = pool.map(timed, asked, repeat(seed), chunksize=20)
+        for k, ((kind, number), (result, seconds)) in enumerate(zip(asked, found, strict=True), 1):
             count = counts[kind]
-            count.seconds += time.perf_counter() - before
+            count.seconds += seconds
             count.outcomes[result.outcome] += 1
             count.reasons.update([result.reason] if result.reason else [])
             for fault in result.faults:
@@ -265,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="how many pairs are asked at a time")
     parser.add_argument("--only", help="KIND:NUMBER, one pair alone")
     parser.add_argument("--results", type=Path, help="write them as JSON")
     options = parser.parse_args()
@@ -273,7 +284,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(one(kind, int(number), options.seed, Path(folder)))
         return
-    counts = run(options.pairs, options.seed, lambda text: print(text, flush=True))
+    counts = run(options.pairs, options.seed, options.processes, lambda text: print(text, flush=True))
     found = {kind: {"pairs": count.outcomes.total(), "seconds": round(count.seconds, 1), "outcomes": count.outcomes,
                     "reasons": dict(count.reasons.most_common()), "faults": count.faults}
              for kind, count in counts.items()}  # fmt: skip

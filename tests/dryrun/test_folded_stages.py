@@ -103,6 +103,10 @@ CASES = {
     "2 even": Case(plain, (0, 5, 10), f"2x{V100}", options={"microbatches": 4}),
     "gpipe, full": Case(plain, (0, 4, 10), f"2x{V100}", options={"schedule": "gpipe", "recompute": "full"}),
     "zero-bubble": Case(plain, (0, 4, 8), f"2x{V100}", options={"schedule": "zero-bubble", "microbatches": 4}),
+    "zero-bubble, full": Case(plain, (0, 4, 8), f"2x{V100}", options={"schedule": "zero-bubble", "recompute": "full"}),
+    "zero-bubble, selective": Case(
+        plain, (0, 4, 8), f"2x{V100}", options={"schedule": "zero-bubble", "recompute": "selective"}
+    ),
     "interleaved": Case(plain, (0, 2, 6, 11, 12), f"2x{V100}", options={"schedule": "interleaved:2"}),
     "4 stages, selective": Case(plain, (0, 4, 5, 9, 12), f"4x{V100}", options={"recompute": "selective"}),
     "kept in float32": Case(plain, (0, 6, 12), f"2x{V100}", options={"microbatches": 4}, dtype=torch.bfloat16),

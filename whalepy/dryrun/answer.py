@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -123,14 +124,27 @@ def answer_in_stages(
         progress("without a device")
         count = replace(options, microbatches=best.candidate.microbatches)
         added = adds_in_stages(best, lambda others: tried_in_stages(study, others, count, staged))
+    others = tuple(_scheduled_otherwise(study, cluster, options, staged, best, progress))
     baselines = staged.baselines
     if baselines is None:
         progress("the whole model on every device")
         baselines = replicated(study, cluster, options)  # last: it takes the stages off the graph
-    ranked = [best, *(baseline for baseline in baselines if baseline.verdict != "no")]
+    ranked = [best, *(other for other in (*others, *baselines) if other.verdict != "no")]
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
     return _with_room(replace(made, annotations=staged.annotations), best, options), best
+
+
+def _scheduled_otherwise(
+    study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried, progress: Progress
+) -> Iterator[PipelineTried]:
+    """The same stages with the weight gradients apart, where no schedule is asked for; it holds more in memory."""
+    if not options.beyond or options.schedule is not None or staged.given is not None or best.verdict == "no":
+        return
+    progress("zero-bubble")
+    with suppress(WhaleError):
+        count = best.candidate.microbatches
+        yield tried_in_stages(study, cluster, replace(options, schedule="zero-bubble", microbatches=count), staged)
 
 
 def replicated(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Tried, ...]:

@@ -15,6 +15,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from whalepy.dryrun.counting import Counter
+from whalepy.rewrite.deferring import Queue, current_queue, deferring
 
 Recompute = Literal["none", "attention", "selective", "full"]
 RECOMPUTE: Mapping[str, str] = {
@@ -118,12 +119,19 @@ class _Region:
                 create_selective_checkpoint_contexts, self._policy, allow_cache_entry_mutation=True
             )
         return checkpoint(
-            self._run, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none", **contexts
+            self._run,
+            current_queue(),
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            determinism_check="none",
+            **contexts,
         )
 
-    def _run(self, *args: Any) -> Any:
+    def _run(self, queue: Queue | None, *args: Any) -> Any:
+        """Also run again in the backward pass, as the forward pass was: with weight gradients that wait, or without."""
         self.counter._backward_block = self.block  # of functions that autograd made without saying
-        with self.counter.again(exchanges=self.recompute != "selective"):
+        with self.counter.again(exchanges=self.recompute != "selective"), deferring(queue):
             return self.graph(*args)
 
     def _policy(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from whalepy.dryrun.beyond import ways_out
 from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings
-from whalepy.dryrun.strategies import fastest_of, levels_of, only, types_of
+from whalepy.dryrun.strategies import fastest_of, levels_of, only, strategies, times_as_many, types_of
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError
@@ -61,17 +62,47 @@ def what_would_fit(
     tried: Sequence[Tried],
     progress: Progress,
 ) -> tuple[str, ...]:
-    """Flags that make it fit, cheapest first: other savings and microbatches than those that were forced, then less."""
+    """Flags that make it fit, cheapest first: other savings and microbatches than those that were forced, then less.
+
+    Where none of that does: plain descent with whatever saves memory, or more of the same nodes.
+    """
     free = replace(options, zero=None, recompute=None, microbatches=None)
-    found: list[Tried] = []
-    if free != options:
-        found = [one for strategy in wanted for one in _without_savings(study, cluster, strategy, free, progress)]
-        if all(one.verdict == "no" for one in found):
-            found = with_savings(study, cluster, wanted, free, progress)
-    fits = sorted((one for one in found if one.verdict != "no" and one.flags), key=lambda one: one.order)
+    saved = [] if free == options else list(_fitting(study, cluster, wanted, free, progress))
     ranked = sorted(tried, key=lambda one: one.order)
     less = ways_out(ranked, shares_forced=options.shares is not None or options.balance != "exact")
-    return (*(_complete(one) for one in fits[:1]), *less)
+    return (*saved, *less) or tuple(_at_last(study, cluster, wanted, free, progress))
+
+
+_TIMES = (2, 4, 8, 16, 32, 64)
+"""How many times the devices are tried."""
+
+
+def _at_last(
+    study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], free: Options, progress: Progress
+) -> Iterator[str]:
+    plain = replace(study, optimizer="sgd", cuts={})
+    yield from (f"{flags} --optimizer sgd" for flags in _fitting(plain, cluster, wanted, free, progress))
+    free = replace(free, replicate=None, split=None, shares=None)
+    for times in _TIMES:
+        more = times_as_many(cluster, times)
+        if ClusterSpec.load(str(more)) != more:  # there is no line that says it
+            return
+        progress(str(more))
+        wanted = strategies(study.recipe.model, more, free, study.rows)
+        for flags in _fitting(study, more, wanted, free, progress):
+            yield f"--cluster {shlex.quote(str(more))} {flags}"
+            return
+
+
+def _fitting(
+    study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], free: Options, progress: Progress
+) -> Iterator[str]:
+    """The flags of the best that fits, if anything does: as it is, else with some savings of memory."""
+    found = [one for strategy in wanted for one in _without_savings(study, cluster, strategy, free, progress)]
+    if all(one.verdict == "no" for one in found):
+        found = with_savings(study, cluster, wanted, free, progress)
+    fits = (one for one in found if one.verdict != "no" and one.flags)
+    yield from (_complete(one) for one in sorted(fits, key=lambda one: one.order)[:1])
 
 
 def _complete(tried: Tried) -> str:

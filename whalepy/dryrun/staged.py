@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -97,7 +98,7 @@ def ways_out_of_stages(
 ) -> tuple[str, ...]:
     """Options with which a pipeline that does not fit would: more microbatches, fewer in flight, then recomputation.
 
-    Last a smaller batch.
+    Then a smaller batch, and last plain descent.
     """
     return tuple(islice(_ways(study, cluster, options, staged, best), 1))
 
@@ -110,16 +111,23 @@ def _ways(study: Study, cluster: ClusterSpec, options: Options, staged: Staged, 
         tries += [replace(one, schedule=DEFAULT) for one in (options, *tries)]
     if options.recompute != "full":
         tries += [replace(one, recompute="full") for one in (options, *tries)]
-    for one in tries:
-        try:
-            tried = tried_in_stages(study, cluster, one, staged)
-        except PlanError:
-            continue
-        if tried.verdict != "no":
-            yield _flags(staged, tried, schedule)
+    yield from _fitting(study, cluster, tries, staged, schedule)
     rows = largest_batch(best)
     if rows:
         yield f"{_flags(staged, best, schedule)} --batch-size {rows}".strip()
+    plain = replace(study, optimizer="sgd", cuts={})
+    yield from (f"{f} --optimizer sgd" for f in _fitting(plain, cluster, [options, *tries], staged, schedule))
+
+
+def _fitting(
+    study: Study, cluster: ClusterSpec, tries: Sequence[Options], staged: Staged, schedule: str
+) -> Iterator[str]:
+    """The flags of those options with which it fits; `schedule` is what it has without them."""
+    for one in tries:
+        with suppress(PlanError):
+            tried = tried_in_stages(study, cluster, one, staged)
+            if tried.verdict != "no":
+                yield _flags(staged, tried, schedule)
 
 
 _MORE_IN_FLIGHT = ("gpipe", "zero-bubble")

@@ -113,6 +113,22 @@ def only(cluster: ClusterSpec, chosen: Set[int]) -> ClusterSpec:
     return replace(cluster, nodes=tuple(nodes), inter=cluster.inter if len(nodes) > 1 else None)
 
 
+def times_as_many(cluster: ClusterSpec, times: int) -> ClusterSpec:
+    """So many times the nodes of a cluster; of a single one the devices in it, while that makes a node as there are.
+
+    Nodes whose link is not told have one of 100 Gbit/s.
+    """
+    data = cluster.to_dict()
+    inside = cluster.inter is None and times * len(cluster.devices) <= _INSIDE
+    for counted in data["nodes"][0]["devices"] if inside else data["nodes"]:
+        counted["count"] *= times
+    return ClusterSpec.load(data if inside else {"link": "100Gbit/s", **data})
+
+
+_INSIDE = 8
+"""Devices that a node has at most, unless it is told otherwise."""
+
+
 def annotation_text(levels: Sequence[Primitive]) -> str:
     """Python that forces these levels."""
     named = [f"whalepy.{level.kind}({level.degree})" for level in levels]

@@ -29,6 +29,7 @@ from whalepy.rewrite.bindings import MoveBinding
 from whalepy.rewrite.rewrite import Rewritten, rewrite
 from whalepy.rewrite.terms import moves
 from whalepy.runtime.extents import Binder, Coordinates, Extents, Grid, StepSizes
+from whalepy.runtime.groups import Pending
 from whalepy.runtime.kernels import Shard, convert
 
 Parts = dict[Coordinates, Tensor]
@@ -66,8 +67,13 @@ class Seat:
 
     def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
         """Reduce `x` in place over the positions."""
+        self.start_all_reduce(x, op)
+
+    def start_all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> Pending:
+        """The same, done at once."""
         everyone = self.meeting.gather(self.position, x.clone())
         x.copy_(everyone.amax(0) if op == dist.ReduceOp.MAX else everyone.sum(0))
+        return Pending(None, lambda: x)
 
 
 @dataclass(frozen=True)
