@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 from whalepy.dryrun.beyond import ways_out
 from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings
@@ -80,25 +81,46 @@ _TIMES = (2, 4, 8, 16, 32, 64)
 def _at_last(
     study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], free: Options, progress: Progress
 ) -> Iterator[str]:
-    plain = replace(study, optimizer="sgd", cuts={})
-    yield from (f"{flags} --optimizer sgd" for flags in _fitting(plain, cluster, wanted, free, progress))
+    plain, memory = replace(study, optimizer="sgd", cuts={}), sum(device.memory_bytes for device in cluster.devices)
+    if _least_bytes(plain) <= memory:
+        yield from (f"{flags} --optimizer sgd" for flags in _fitting(plain, cluster, wanted, free, progress))
     free = replace(free, replicate=None, split=None, shares=None)
-    for times in _TIMES:
+    for times in (times for times in _TIMES if _least_bytes(study) <= times * memory):
         more = times_as_many(cluster, times)
         if ClusterSpec.load(str(more)) != more:  # there is no line that says it
             return
         progress(str(more))
-        wanted = strategies(study.recipe.model, more, free, study.rows)
+        wanted = _inside_nodes(strategies(study.recipe.model, more, free, study.rows), more)
         for flags in _fitting(study, more, wanted, free, progress):
             yield f"--cluster {shlex.quote(str(more))} {flags}"
             return
+
+
+def _least_bytes(study: Study) -> int:
+    """What parameters, their gradients and the optimizer's state take at least, however they are cut."""
+    sizes = (value.numel() * study.blocks.repeats(name) for name, value in study.recipe.model.named_parameters())
+    return round((12 if study.optimizer in ("adam", "adamw") else 6) * sum(sizes))
+
+
+def _inside_nodes(wanted: Sequence[Strategy], cluster: ClusterSpec) -> list[Strategy]:
+    """Those that split nothing, and those that split over all devices of a node."""
+    inside = min(len(node.devices) for node in cluster.nodes)
+    most = max((degree for degree in map(_split_by, wanted) if degree <= inside), default=1)
+    return [one for one in wanted if _split_by(one) in (1, most)]
+
+
+def _split_by(strategy: Strategy) -> int:
+    """Over how many devices a strategy splits the model."""
+    return prod(level.degree or 1 for level in strategy[0] or () if level.kind == "split")
 
 
 def _fitting(
     study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], free: Options, progress: Progress
 ) -> Iterator[str]:
     """The flags of the best that fits, if anything does: as it is, else with some savings of memory."""
-    found = [one for strategy in wanted for one in _without_savings(study, cluster, strategy, free, progress)]
+    room, least = min(device.memory_bytes for device in cluster.devices), _least_bytes(study)
+    small = [one for one in wanted if least <= room * _split_by(one) or not one[0]]
+    found = [one for strategy in small for one in _without_savings(study, cluster, strategy, free, progress)]
     if all(one.verdict == "no" for one in found):
         found = with_savings(study, cluster, wanted, free, progress)
     fits = (one for one in found if one.verdict != "no" and one.flags)
