@@ -9,7 +9,7 @@ from math import prod
 
 from whalepy.dryrun.beyond import ways_out
 from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings
-from whalepy.dryrun.strategies import fastest_of, levels_of, only, strategies, times_as_many, types_of
+from whalepy.dryrun.strategies import fastest_of, levels_of, line_of, only, strategies, times_as_many, types_of
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError
@@ -87,12 +87,13 @@ def _at_last(
     free = replace(free, replicate=None, split=None, shares=None)
     for times in (times for times in _TIMES if _least_bytes(study) <= times * memory):
         more = times_as_many(cluster, times)
-        if ClusterSpec.load(str(more)) != more:  # there is no line that says it
+        line = line_of(more)
+        if line is None:
             return
-        progress(str(more))
+        progress(line)
         wanted = _inside_nodes(strategies(study.recipe.model, more, free, study.rows), more)
         for flags in _fitting(study, more, wanted, free, progress):
-            yield f"--cluster {shlex.quote(str(more))} {flags}"
+            yield f"--cluster {shlex.quote(line)} {flags}"
             return
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import nn
 
 from whalepy.dryrun.tried import Options
-from whalepy.errors import PlanError
+from whalepy.errors import ClusterError, PlanError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
 from whalepy.hardware.devices import GIB
 from whalepy.planner.annotation import scopes_of
@@ -123,6 +123,14 @@ def times_as_many(cluster: ClusterSpec, times: int) -> ClusterSpec:
     for counted in data["nodes"][0]["devices"] if inside else data["nodes"]:
         counted["count"] *= times
     return ClusterSpec.load(data if inside else {"link": "100Gbit/s", **data})
+
+
+def line_of(cluster: ClusterSpec) -> str | None:
+    """The line that `--cluster` takes for it; None where a line does not say all of it."""
+    try:
+        return str(cluster) if ClusterSpec.load(str(cluster)) == cluster else None
+    except ClusterError:  # memory or figures that its types do not have
+        return None
 
 
 _INSIDE = 8
