@@ -63,6 +63,42 @@ def test_the_first_suggestion_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     holds(monkeypatch, tmp_path, command)
 
 
+ANNOTATED = """
+import torch, whalepy
+
+class Deep(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(*(torch.nn.Linear(4096, 4096) for _ in range(120)))
+
+    def forward(self, x, y):
+        return (self.body(x) - y).square().mean()
+
+def of(levels):
+    model = Deep()
+    whalepy.annotate(model, {"": levels})
+    return model, (torch.randn(8, 4096), torch.randn(8, 4096))
+
+def replicas():
+    return of(whalepy.replicate())
+
+def parts():
+    return of(whalepy.split())
+
+def both():
+    return of([whalepy.replicate(), whalepy.split(2)])
+"""
+
+
+@pytest.mark.parametrize("factory", ["replicas", "parts", "both"])
+def test_the_first_suggestion_for_an_annotated_model_fits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, factory: str
+) -> None:
+    file = tmp_path / "annotated.py"
+    file.write_text(ANNOTATED)
+    holds(monkeypatch, tmp_path, f"{file}:{factory} --cluster 2xRTX-2080-Ti --batch-size 8 --zero 0 --recompute none")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SLOW.values(), ids=SLOW)
 def test_the_first_suggestion_fits_for_larger_models(

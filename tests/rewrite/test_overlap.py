@@ -95,7 +95,7 @@ def test_backward_the_gradient_sets_out_where_the_bridge_is_finished() -> None:
     issued = exchanges_of(made)[0]
     at = {(e.position, e.backward) for e in issued}
     assert (order.index(start.name), False) in at and (order.index(start.name), True) not in at
-    assert (order.index(finish.name), False) not in at
+    assert (order.index(finish.name), False) not in at and (order.index(finish.name), True) in at
 
 
 def test_where_nothing_lies_between_the_graph_stays() -> None:
@@ -134,6 +134,28 @@ def test_nothing_waits_without_bridges() -> None:
 
 def test_a_weight_that_is_read_twice_does_not_wait() -> None:
     assert "transformer.wte.weight" not in waiting(made_of(models.gpt2, {"": whalepy.split(2)}))
+
+
+class BiasReadTwice(nn.Module):
+    """The bias of a product that could wait is read elsewhere too, where nothing waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).tanh()
+        return (x + self.down(self.up(x).tanh() * self.up.bias.sigmoid())).square().mean()
+
+
+def bias_read_twice() -> models.Made:
+    torch.manual_seed(0)
+    return BiasReadTwice(), [(torch.randn(8, 16),)]
+
+
+def test_a_bias_that_is_read_twice_does_not_wait() -> None:
+    found = waiting(made_of(bias_read_twice, {"": whalepy.split(2)}))
+    assert "up.weight" not in found
 
 
 def test_all_bridges_stay_bridges_where_they_are_not_cut_in_halves() -> None:

@@ -15,7 +15,7 @@ import whalepy
 from tests import models
 from tests.exactness import Run, compare, differences
 from tests.pool import Pool
-from tests.rewrite.test_overlap import towers
+from tests.rewrite.test_overlap import bias_read_twice, towers
 from whalepy.rewrite.deferring import Owed, Queue
 from whalepy.runtime import reduction
 from whalepy.runtime.bridge import Move
@@ -36,6 +36,7 @@ CASES = {
     "towers": (towers, by_heads, 2),
     "towers, nested": (towers, nested, 4),
     "llama": (lambda: models.llama(layers=2), by_heads, 2),
+    "a bias read twice": (bias_read_twice, nested, 4),
     "gpt2, nested": (lambda: models.gpt2(layers=2), nested, 4),
 }
 

@@ -256,7 +256,7 @@ def _assumptions(best: Tried) -> tuple[str, ...]:
     found = [f"long messages reach {LINK_EFFICIENCY:.0%} of the bandwidth of a link, unless it was measured"]
     candidate = best.candidate
     if candidate.overlaps and candidate.sharding.replicas > 1:
-        found.append("gradients are reduced during the backward pass, as DDP does; this runtime still does it after")
+        found.append("gradients are reduced during the backward pass")
     if candidate.study.master:
         found.append("parameters, their gradients and optimizer state in float32, all else in the given precision")
     if candidate.savings.recompute != "none":

@@ -84,7 +84,7 @@ def with_shares(
         forced = "equal" if equal else ":".join(map(str, rows))
         force = [flags, (forces or f"--shares {forced}") if len(rows) > 1 else "", *savings.flags]
         force.append(f"--microbatches {microbatches}" if microbatches > 1 else "")
-        text = " ".join(filter(None, force)) if flags else ""
+        text = " ".join(filter(None, force)) if flags or levels is None else ""  # none force some of the devices
         found.append(Tried(candidate, rows, ", ".join(filter(None, parts)), text, candidate.played(rows)))
     return found
 

@@ -81,6 +81,8 @@ _TIMES = (2, 4, 8, 16, 32, 64)
 def _at_last(
     study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], free: Options, progress: Progress
 ) -> Iterator[str]:
+    if not wanted:  # a saved plan: it is for these devices
+        return
     plain, memory = replace(study, optimizer="sgd", cuts={}), sum(device.memory_bytes for device in cluster.devices)
     if _least_bytes(plain) <= memory:
         yield from (f"{flags} --optimizer sgd" for flags in _fitting(plain, cluster, wanted, free, progress))
@@ -99,8 +101,10 @@ def _at_last(
 
 def _least_bytes(study: Study) -> int:
     """What parameters, their gradients and the optimizer's state take at least, however they are cut."""
-    sizes = (value.numel() * study.blocks.repeats(name) for name, value in study.recipe.model.named_parameters())
-    return round((12 if study.optimizer in ("adam", "adamw") else 6) * sum(sizes))
+    trained = 4 if study.optimizer in ("adam", "adamw") else 2
+    named = study.recipe.model.named_parameters()
+    sizes = (p.nbytes * (trained if p.requires_grad else 1) * study.blocks.repeats(name) for name, p in named)
+    return round(sum(sizes))
 
 
 def _inside_nodes(wanted: Sequence[Strategy], cluster: ClusterSpec) -> list[Strategy]:
@@ -124,7 +128,7 @@ def _fitting(
     found = [one for strategy in small for one in _without_savings(study, cluster, strategy, free, progress)]
     if all(one.verdict == "no" for one in found):
         found = with_savings(study, cluster, wanted, free, progress)
-    fits = (one for one in found if one.verdict != "no" and one.flags)
+    fits = (one for one in found if one.verdict != "no" and (one.flags or one.candidate.levels is None))
     yield from (_complete(one) for one in sorted(fits, key=lambda one: one.order)[:1])
 
 
@@ -134,7 +138,7 @@ def _complete(tried: Tried) -> str:
     missing = [f"--zero {savings.zero}"] if not savings.zero else []
     missing += ["--recompute none"] if savings.recompute == "none" else []
     missing += ["--microbatches 1"] if count == 1 else []
-    return " ".join([tried.flags, *missing])
+    return " ".join([tried.flags, *missing]).strip()
 
 
 def _without_savings(

@@ -37,7 +37,7 @@ def deferred(
 ) -> tuple[Rewritten, tuple[str, ...]]:
     """The graph with every weight gradient deferred that can be; one note per operator and reason that keeps one.
 
-    `behind`: only of calls whose input one of these nodes gives, and whose weight nothing else reads.
+    `behind`: only of calls whose input one of these nodes gives, and whose weight and bias nothing else reads.
 
     The order of placeholders, the names of nodes and the numbers computed stay as they are. Notes come in the order of
     the graph.
@@ -105,29 +105,41 @@ class _Weights:
 
     def holds(self, value: object) -> bool:
         """Whether the value is a trained parameter, or a view of all of it."""
-        while _is_view(value):
-            value = value.args[0]  # type: ignore[union-attr]
+        value = _viewed(value)
         return isinstance(value, fx.Node) and value.op == "placeholder" and value.name in self.trained
 
     def maker(self, value: object) -> fx.Node | None:
         """What makes a value of weights alone; None where the batch has a part in it, or nothing learns."""
-        while _is_view(value):
-            value = value.args[0]  # type: ignore[union-attr]
+        value = _viewed(value)
         return value if isinstance(value, fx.Node) and value.name in self.alone else None
 
 
 def _is_behind(node: fx.Node, behind: Set[str]) -> bool:
-    """Whether one of these nodes gives the input of a call, and nothing but the call reads its weight."""
+    """Whether one of these nodes gives the input of a call, and nothing but the call reads its weight and bias.
+
+    Else a part of their gradient would come early, and be taken for all of it (runtime/reduction.py).
+    """
     form = _form(node)
     if form is None:
         return False
     args = _positional(node)
-    x, weight = args[form.x], args[form.weight]
-    while _is_view(x):
-        x = x.args[0]
-    while _is_view(weight) and len(weight.users) == 1:
-        weight = weight.args[0]
-    return isinstance(x, fx.Node) and x.name in behind and isinstance(weight, fx.Node) and len(weight.users) == 1
+    x = _viewed(args[form.x])
+    learned = [args[at] for at in (form.weight, form.bias) if at is not None and at < len(args)]
+    return isinstance(x, fx.Node) and x.name in behind and all(map(_is_read_once, learned))
+
+
+def _is_read_once(value: object) -> bool:
+    """Whether a value, and all that it is a view of, has one reader; None has nothing to read."""
+    while _is_view(value) and len(value.users) == 1:  # type: ignore[union-attr]
+        value = value.args[0]  # type: ignore[union-attr]
+    return not isinstance(value, fx.Node) or len(value.users) == 1
+
+
+def _viewed(value: object) -> object:
+    """What a value is a view of: itself where it is none."""
+    while _is_view(value):
+        value = value.args[0]  # type: ignore[union-attr]
+    return value
 
 
 def _is_view(value: object) -> bool:
