@@ -1,4 +1,4 @@
-"""The language model that is timed: 4 blocks of width 256, a vocabulary of 4096, batches of 16 x 128 ids."""
+"""The language models that are timed: 4 blocks of width 256 and a vocabulary of 4096, and GPT-2 of 124M parameters."""
 
 from __future__ import annotations
 
@@ -91,3 +91,31 @@ def made(rows: int = ROWS, blocks: int = BLOCKS) -> tuple[LanguageModel, tuple[T
     model = LanguageModel(blocks)
     ids = torch.randint(VOCABULARY, (rows, LENGTH + 1))
     return model, (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+
+
+class GPT2(nn.Module):
+    """GPT-2 of transformers with 124M parameters, nothing dropped; ids to logits."""
+
+    def __init__(self) -> None:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        super().__init__()
+        self.whole = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.whole.transformer.h
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.whole(ids).logits
+
+
+def gpt2(rows: int = ROWS) -> tuple[GPT2, tuple[Tensor, Tensor]]:
+    """The same model and batch wherever it is called."""
+    torch.manual_seed(0)
+    model = GPT2()
+    ids = torch.randint(model.whole.config.vocab_size, (rows, LENGTH + 1))
+    return model, (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+
+
+MODELS = {"blocks": made, "gpt2": gpt2}

@@ -1,10 +1,11 @@
 """Data parallelism on equal ranks against DistributedDataParallel and FSDP2, on gloo ranks of this machine.
 
-    python -m benchmarks.data_parallel [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
+    python -m benchmarks.data_parallel [--model NAME] [--rows N] [--pairs N] [--others SHARE] [--limit SECONDS]
+                                       [--results FILE]
 
 Two ranks, each on one core with one thread; 16 x 128 ids for the model of benchmarks/blocks.py (4 blocks of width 256,
-vocabulary 4096). A step is forward, backward, AdamW and forgetting the gradients. Three ways, in turns, in the same
-processes:
+vocabulary 4096), or GPT-2 of 124M parameters (`--model gpt2`). A step is forward, backward, AdamW and forgetting the
+gradients. Three ways, in turns, in the same processes:
 - own: whalepy with one replicate level;
 - ddp: torch's DistributedDataParallel, as it comes;
 - fsdp: torch's fully_shard over each block, then over the rest.
@@ -16,6 +17,7 @@ all collectives counted as they pass torch's dispatcher, with the agreement on s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -24,7 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import whalepy
-from benchmarks.blocks import ROWS, loss_of, made
+from benchmarks.blocks import MODELS, ROWS, loss_of
 from benchmarks.traffic import bytes_moved
 from benchmarks.ways import (
     Limits,
@@ -32,7 +34,7 @@ from benchmarks.ways import (
     adamw,
     against,
     compare_ways,
-    expected,
+    local_gradients,
     own_core,
     parser_of,
     timed_ways,
@@ -41,18 +43,18 @@ from benchmarks.ways import (
 RANKS = 2
 
 
-def own() -> Way:
+def own(rows: int, name: str) -> Way:
     """This compiler's replicas."""
-    model, batch = made()
+    model, batch = MODELS[name](rows)
     whalepy.annotate(model, {"": whalepy.replicate()})
     parallel = whalepy.compile(model, f"{RANKS}xcpu", batch, loss_fn=loss_of)
     mine = parallel.local_batch(batch)
     return Way(lambda: parallel.train_step(*mine), {"": parallel}, adamw(parallel.parameters()))
 
 
-def ddp(rows: int = ROWS) -> Way:
+def ddp(rows: int, name: str = "blocks") -> Way:
     """torch's data parallelism; gradients and loss are means over ranks, which have equally many rows."""
-    model, (ids, targets) = made(rows)
+    model, (ids, targets) = MODELS[name](rows)
     parallel, each = DistributedDataParallel(model), rows_of_rank(rows)
 
     def step() -> None:
@@ -61,9 +63,9 @@ def ddp(rows: int = ROWS) -> Way:
     return Way(step, {"": model})
 
 
-def fsdp(rows: int = ROWS) -> Way:
+def fsdp(rows: int, name: str = "blocks") -> Way:
     """The same with every parameter in parts over the ranks."""
-    model, (ids, targets) = made(rows)
+    model, (ids, targets) = MODELS[name](rows)
     mesh, each = init_device_mesh("cpu", (dist.get_world_size(),)), rows_of_rank(rows)
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
@@ -80,15 +82,23 @@ def rows_of_rank(rows: int) -> slice:
     return slice(rank * rows // world, (rank + 1) * rows // world)
 
 
-def on_rank(limits: Limits) -> dict[str, Any]:
+def on_rank(rows: int, name: str, limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
-    ways = {"own": own(), "ddp": ddp(), "fsdp": fsdp()}
+    ways = {"own": own(rows, name), "ddp": ddp(rows, name), "fsdp": fsdp(rows, name)}
     for way in (ways["ddp"], ways["fsdp"]):
         way.optimizer = adamw(way.modules[""].parameters())
-    found = timed_ways(ways, expected(), limits)
+    found = timed_ways(ways, local_gradients(*MODELS[name](rows)), limits)
     return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
 
 
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--model", choices=MODELS, default="blocks")
+    parser.add_argument("--rows", type=int, default=ROWS, help="of the global batch; even")
+    options = parser.parse_args()
+    compare_ways("data_parallel", options, RANKS, partial(on_rank, options.rows, options.model))
+
+
 if __name__ == "__main__":
-    compare_ways("data_parallel", parser_of(__doc__).parse_args(), RANKS, on_rank)
+    main()

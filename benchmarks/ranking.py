@@ -3,7 +3,8 @@
     python -m benchmarks.ranking [--rounds N] [--results FILE]
 
 A profile of this machine is taken as `whalepy profile` does, on two ranks at once. Three clusters are made of it: two
-ranks with a core each, three of speed 2:1:1 (the last two share a core), four of which each has half a core. Twelve
+ranks with a core each, three of speed 2:1:1, four of speed 1/2; a slow one gets half of the time of a core, also while
+others wait (benchmarks/quotas.py). Twelve
 plans are forecast and saved as `whalepy plan --save` does, and what it chooses where nothing is forced; then each is
 run by `compile(plan=)` on gloo ranks with one thread each, all in turn and in the reverse order, in fresh processes.
 
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 import whalepy
+from benchmarks import quotas
 from benchmarks.pairs import machine
 from benchmarks.ways import on_ranks, own_core, parser_of, report
 from whalepy.dryrun.run import Request, run
@@ -42,7 +44,12 @@ APART = 0.05
 """Pairs that differ by less, as measured, are in no order."""
 STEPS = 7
 CORES = {"2 ranks": (0, 1), "2:1:1": (0, 1, 1), "4 ranks": (0, 1, 0, 1)}
-"""Clusters: the core of each rank."""
+"""Clusters: the core of each rank; those that have one together get equal parts of its time."""
+
+
+def part_of(cores: Sequence[int], rank: int) -> float:
+    """Which part of its core a rank gets."""
+    return 1 / cores.count(cores[rank])
 
 
 def gpt2() -> tuple[nn.Module, dict[str, Any]]:
@@ -123,7 +130,7 @@ def clusters_of(report: RankReport, link: Link, folder: Path) -> dict[str, Path]
     between = {"bandwidth": link.bandwidth_bytes_per_s, "latency_s": link.latency_s, "origin": "measured"}
     found: dict[str, Path] = {}
     for name, cores in CORES.items():
-        devices = [device | {"count": 1, "speed": 1 / cores.count(core)} for core in cores]
+        devices = [device | {"count": 1, "speed": part_of(cores, rank)} for rank in range(len(cores))]
         found[name] = folder / f"{name.replace(' ', '-').replace(':', '-')}.json"
         found[name].write_text(json.dumps(data | {"nodes": [node | {"devices": devices, "link": between}]}))
     return found
@@ -143,9 +150,10 @@ def forecast(asked: Asked, cluster: Path, folder: Path) -> tuple[float, Path]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def steps_on_rank(asked: Asked, cluster: str, plan: str) -> list[float]:
+def steps_on_rank(asked: Asked, cluster: str, plan: str, groups: Sequence[Path]) -> list[float]:
     """Seconds of a few steps, of the rank that takes longest."""
     host = start_process_group(CPU)
+    quotas.enter(groups[host.position])
     own_core(CORES[asked.cluster][host.position])
     model, batch = MODELS[asked.model]()
     parallel = whalepy.compile(model, cluster, batch, plan=plan)
@@ -171,6 +179,13 @@ def kendall(rows: Sequence[Mapping[str, float]]) -> tuple[float, int]:
     return sum(1 if one > 0 else -1 for one in pairs) / max(len(pairs), 1), len(pairs)
 
 
+def run_once(asked: Asked, cluster: str, plan: str) -> list[float]:
+    """Seconds of a few steps, on fresh ranks."""
+    cores = CORES[asked.cluster]
+    with quotas.groups([part_of(cores, rank) for rank in range(len(cores))]) as groups:
+        return on_ranks(len(cores), steps_on_rank, asked, cluster, plan, groups)
+
+
 def compared(rounds: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each plan: predicted and measured."""
     seen, link = on_ranks(2, profile_on_rank)
@@ -180,8 +195,7 @@ def compared(rounds: int, folder: Path) -> list[dict[str, Any]]:
     times: dict[Asked, list[float]] = {one: [] for one in asked}
     for turn in range(rounds):
         for one in asked if turn % 2 == 0 else reversed(asked):
-            world = len(CORES[one.cluster])
-            times[one] += on_ranks(world, steps_on_rank, one, str(clusters[one.cluster]), str(made[one][1]))
+            times[one] += run_once(one, str(clusters[one.cluster]), str(made[one][1]))
             print(f"{one.name}: predicted {made[one][0]:.3f} s, steps so far {statistics.median(times[one]):.3f} s")
     return [
         {

@@ -11,7 +11,10 @@ the same processes:
 
 Rows are 24 x 128 ids, which both three equal ranks and 2:1:1 divide: of the 16 rows of the other benchmarks equal ranks
 would get 6:5:5, and the slow ones no more than a fifth too many. `bound` is the time of the slow ranks with equal rows
-over that at 2:1:1. Before anything is timed, loss and all gradients of each way are compared with the local model.
+over that at 2:1:1. What these cores give of it is timed in the same rounds: the local model forward and backward on the
+rows of each rank, alone, without communication (`cores`). A core is faster while the other is idle, as it is for half
+of a step with equal rows. Before anything is timed, loss and all gradients of each way are compared with the local
+model.
 Ranks that share a core take a longer or shorter part of it in one step than in another: medians are over pairs.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -58,6 +62,17 @@ def own(cluster: str | None, rows: int) -> tuple[Way, ParallelModel]:
     return Way(lambda: parallel.train_step(*mine), {"": parallel}), parallel
 
 
+def alone(rows: int) -> Callable[[], object]:
+    """The local model forward and backward on so many rows."""
+    model, (ids, targets) = made(rows)
+
+    def step() -> None:
+        model.zero_grad()
+        loss_of(model(ids), targets).backward()
+
+    return step
+
+
 def shares_of(parallel: ParallelModel, rows: int) -> list[int]:
     """Rows of each rank."""
     mine = len(parallel.local_batch(made(rows)[1])[0])
@@ -71,12 +86,15 @@ def on_rank(rows: int, limits: Limits) -> dict[str, Any]:
     own_core(1 if dist.get_rank() in SHARED else 0)
     planned, parallel = own(None, rows)
     ways = {"planned": planned, "equal": own(f"{RANKS}xcpu", rows)[0], "ddp": ddp(rows)}
-    found = timed_ways(ways, expected(rows), limits)
+    shares = shares_of(parallel, rows)
+    beside = {"planned alone": alone(shares[dist.get_rank()]), "equal alone": alone(rows // RANKS)}
+    found = timed_ways(ways, expected(rows), limits, beside)
     return {
-        "rows": shares_of(parallel, rows),
+        "rows": shares,
         "speeds": list(parallel.plan.stages[0].speeds),
         "bound": (rows / RANKS) / (rows / 4),
         "equal": gain(found.seconds["equal"], found.seconds["planned"]),
+        "cores": gain(found.seconds["equal alone"], found.seconds["planned alone"]),
         "ddp": gain(found.seconds["ddp"], found.seconds["planned"]),
         **found.rounds,
         "steps_ms": found.steps_ms(),
@@ -97,7 +115,7 @@ def main() -> None:
     before = machine()
     row = on_ranks(RANKS, on_rank, options.rows, limits_of(options))
     print(f"rows {':'.join(map(str, row['rows']))} at measured speeds {row['speeds']}; bound {row['bound']:.3f} x")
-    print(shown(row, "equal"), shown(row, "ddp"), sep="\n")
+    print(shown(row, "cores"), shown(row, "equal"), shown(row, "ddp"), sep="\n")
     remark = f"{row['repeated_rounds']} rounds repeated; "
     report(options.results, "unequal_devices", before, {"replicate": row}, remark)
 

@@ -154,8 +154,16 @@ class Timed:
         return {name: [round(1e3 * one, 2) for one in each] for name, each in self.seconds.items()}
 
 
-def timed_ways(ways: Mapping[str, Way], local: tuple[Tensor, dict[str, Tensor]], limits: Limits) -> Timed:
-    """The times of all ways. Raises ValueError for another loss or gradients than the local model's, or no round."""
+def timed_ways(
+    ways: Mapping[str, Way],
+    local: tuple[Tensor, dict[str, Tensor]],
+    limits: Limits,
+    beside: Mapping[str, Callable[[], object]] | None = None,
+) -> Timed:
+    """The times of all ways, and of what else is timed in the same rounds.
+
+    Raises ValueError for another loss or gradients than the local model's, or without a round.
+    """
     wrong = {name: differences(way, *local) for name, way in ways.items()}
     if any(wrong.values()):
         raise ValueError(f"not the same loss and gradients: {wrong}")
@@ -164,12 +172,12 @@ def timed_ways(ways: Mapping[str, Way], local: tuple[Tensor, dict[str, Tensor]],
         for way in ways.values():
             way.forget()
 
-    steps = [way.train for way in ways.values()]
-    found, repeated = in_turns(steps, forget, limits.pairs, others=limits.others, limit_s=limits.limit_s)
+    steps: dict[str, Callable[[], object]] = {name: way.train for name, way in ways.items()} | dict(beside or {})
+    found, repeated = in_turns(list(steps.values()), forget, limits.pairs, others=limits.others, limit_s=limits.limit_s)
     if not found[0]:
         raise ValueError(f"other processes were busy in all {repeated} rounds")
     rounds = {"repeated_rounds": repeated, "others_at_most": limits.others}
-    return Timed(dict(zip(ways, found, strict=True)), rounds)
+    return Timed(dict(zip(steps, found, strict=True)), rounds)
 
 
 def gain(other: Sequence[float], planned: Sequence[float]) -> dict[str, Any]:

@@ -199,6 +199,27 @@ def test_estimates_beside_a_plan_tell_of_every_other_one() -> None:
     assert all("zero 1" in one.strategy and "--zero 1" in one.flags for one in estimates)
 
 
+def test_the_schedule_of_stages_is_chosen_where_it_gains() -> None:
+    """With few microbatches there is a bubble that weight gradients fill; where 1F1B is asked for, it stays."""
+    asked = Request("gpt2", "2xV100-SXM2-32GB", 8, 256, stages=2, microbatches=4)
+    forecast, plan = run(asked, lambda _: None)
+    forced, _ = run(replace(asked, schedule="1f1b"), lambda _: None)
+    assert forecast.schedule == "zero-bubble" and plan is not None and plan.schedule == "zero-bubble"
+    assert "--schedule zero-bubble" in forecast.alternatives[0].flags
+    assert forced.schedule == "1f1b" and forecast.step_time_s < 0.97 * forced.step_time_s
+    assert [one.step_time_s for one in forecast.alternatives if "1f1b" in one.strategy] == [forced.step_time_s]
+
+
+def test_stages_of_the_users_own_keep_the_schedule_that_compile_takes(tmp_path: Path) -> None:
+    """Zero-bubble is told beside it."""
+    lines = "import whalepy\nfrom tests.dryrun.studies import chain, ids\n\n\ndef make():\n    model = chain(8)\n"
+    lines += "    first, second = whalepy.stage(), whalepy.stage()\n"
+    lines += "    whalepy.annotate(model, {f'blocks.{k}': first if k < 4 else second for k in range(8)})\n"
+    (tmp_path / "own.py").write_text(lines + "    return model, ids(16)\n")
+    forecast, _ = run(Request(f"{tmp_path}/own.py:make", "2xV100-SXM2-32GB", keeps_plan=False), lambda _: None)
+    assert forecast.schedule == "1f1b" and any("zero-bubble" in one.strategy for one in forecast.alternatives)
+
+
 TRAINED = "from tests.dryrun.studies import chain, ids\n\n\ndef make():\n    return chain(8), ids(16)\n"
 
 

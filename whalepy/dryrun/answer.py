@@ -119,12 +119,14 @@ def answer_in_stages(
     ways: tuple[str, ...] = ()
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
+    others = list(_scheduled_otherwise(study, cluster, options, staged, best, progress))
+    if staged.flags and others and _is_worth_it(others[0], best):  # the user's own stages run as compile is told
+        best, others = others[0], [best]
     added = dict[int, float | None].fromkeys(best.ranks)
     if options.beyond and not staged.flags:  # stages of the user's own; those that are forced are cut anew
         progress("without a device")
         count = replace(options, microbatches=best.candidate.microbatches)
         added = adds_in_stages(best, lambda others: tried_in_stages(study, others, count, staged))
-    others = tuple(_scheduled_otherwise(study, cluster, options, staged, best, progress))
     baselines = staged.baselines
     if baselines is None:
         progress("the whole model on every device")
@@ -133,6 +135,14 @@ def answer_in_stages(
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
     return _with_room(replace(made, annotations=staged.annotations), best, options), best
+
+
+_WORTH_IT = 0.97
+"""Another schedule is taken for what it is expected to gain by more than this."""
+
+
+def _is_worth_it(other: PipelineTried, best: PipelineTried) -> bool:
+    return other.verdict == best.verdict and other.step_s < _WORTH_IT * best.step_s
 
 
 def _scheduled_otherwise(

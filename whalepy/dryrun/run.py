@@ -213,7 +213,8 @@ def _with_adds(
 ) -> tuple[Forecast, Tried]:
     """The forecast with what each device adds to stages that are cut anew for the others."""
     progress("without a device")
-    added = adds_in_stages(best, lambda others: again.on(others, len(forecast.stages)))
+    alike = replace(again, options=replace(again.options, schedule=forecast.schedule))
+    added = adds_in_stages(best, lambda others: alike.on(others, len(forecast.stages)))
     return replace(forecast, devices=tuple(replace(d, adds=added[d.rank]) for d in forecast.devices)), best
 
 
