@@ -7,7 +7,7 @@ needs the right to make one) is: in every few milliseconds a rank may compute fo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _FIRST, _SECOND = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 
 
 @contextmanager
-def groups(parts: Sequence[float]) -> Iterator[list[Path]]:
+def groups(parts: Sequence[float]) -> Generator[list[Path]]:
     """A control group for each of these parts of a core, gone at the end. Raises OSError where none can be made."""
     made = [_root() / f"ranks-{os.getpid()}-{k}" for k in range(len(parts))]
     try:

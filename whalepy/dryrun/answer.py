@@ -142,7 +142,8 @@ _WORTH_IT = 0.97
 
 
 def _is_worth_it(other: PipelineTried, best: PipelineTried) -> bool:
-    return other.verdict == best.verdict and other.step_s < _WORTH_IT * best.step_s
+    """Not on CPUs: noting down what waits takes their cores for as long as there was a bubble."""
+    return _has_gpus(best) and other.verdict == best.verdict and other.step_s < _WORTH_IT * best.step_s
 
 
 def _scheduled_otherwise(
