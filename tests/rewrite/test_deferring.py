@@ -126,7 +126,7 @@ def test_what_waits_are_inputs_and_gradients_and_they_go_one_by_one() -> None:
     del x, squared
     gc.collect()
     assert alive(inputs) == [True] * 3 and alive(_Noted.passed) == [True] * 3 and alive(hidden) == [False] * 3
-    queue.waiting.popleft().gradients()  # the last operator comes first
+    queue.waiting.popleft().pay()  # the last operator comes first
     assert alive(inputs) == [True, True, False] and alive(_Noted.passed) == [False, True, True]
     queue.run()
     assert alive(inputs) == alive(_Noted.passed) == [False] * 3

@@ -54,7 +54,7 @@ def without(what: str) -> Iterator[None]:
 @contextmanager
 def told(log: list[str]) -> Iterator[None]:
     """The log of what is under way and of what is done meanwhile."""
-    done, gradients, start, finish = Pending.done, Owed.gradients, Move.start, Move.finish
+    done, pay, start, finish = Pending.done, Owed.pay, Move.start, Move.finish
     collectives = {name: getattr(Group, f"start_{name}") for name in ("all_reduce", "exchange")}
 
     def logged(name: str, call: Any) -> Any:
@@ -73,7 +73,7 @@ def told(log: list[str]) -> Iterator[None]:
         for name, call in collectives.items():
             patch.setattr(Group, f"start_{name}", logged(name, call))
         patch.setattr(Pending, "done", waited)
-        patch.setattr(Owed, "gradients", logged("weights", gradients))
+        patch.setattr(Owed, "pay", logged("weights", pay))
         patch.setattr(Move, "start", logged("start", start))
         patch.setattr(Move, "finish", logged("finish", finish))
         yield

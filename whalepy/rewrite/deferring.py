@@ -28,15 +28,16 @@ class Owed:
     bias: Tensor | None
     rest: tuple[Any, ...]
 
-    @property
-    def owners(self) -> list[Tensor]:
-        """Weight and bias, which are leaves or views of leaves."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
+    def pay(self) -> None:
+        """Add the gradients to those of the leaves, as the backward pass itself would have done.
 
-    def gradients(self) -> list[Tensor]:
-        """Of each of them."""
+        Weight and bias are leaves or views of leaves. There is no bridge behind them, so that this walk of autograd
+        crosses none a second time.
+        """
+        owners = [self.weight] if self.bias is None else [self.weight, self.bias]
         with torch.no_grad():
-            return self.form.of_weights(self.gradient, self.x, self.weight, self.bias, self.rest)
+            gradients = self.form.of_weights(self.gradient, self.x, self.weight, self.bias, self.rest)
+        torch.autograd.backward(owners, gradients)
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Queue:
         self.waiting.append(owed)
 
     def run(self) -> None:
-        """Add every weight gradient to its leaf; each lets go of what it held as soon as it is computed. Once."""
+        """Add every weight gradient to its leaf; each lets go of what it held as soon as it is done. Once."""
         self.was_run = True
         self._pay()
 
@@ -71,21 +72,8 @@ class Queue:
             self._pay()
 
     def _pay(self) -> None:
-        """Add what waits to the leaves, as the backward pass itself would have done, some at a time.
-
-        There is no bridge behind weights, so that this walk of autograd crosses none a second time.
-        """
         while self.waiting:
-            owners, gradients, held = list[Tensor](), list[Tensor](), 0
-            while self.waiting and held < _AT_ONCE_BYTES:
-                owed = self.waiting.popleft()
-                found = owed.gradients()
-                owners, gradients, held = owners + owed.owners, gradients + found, held + sum(g.nbytes for g in found)
-            torch.autograd.backward(owners, gradients)
-
-
-_AT_ONCE_BYTES = 4 * 2**20
-"""Gradients that are added in one walk: it takes as long as a small product."""
+            self.waiting.popleft().pay()
 
 
 _QUEUE: ContextVar[Queue | None] = ContextVar("queue", default=None)
