@@ -47,7 +47,7 @@ def without(what: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "WHALEPY_OFF", what)
         patch.setattr(reduction, "_LEAST_BYTES", 1)
-        patch.setattr(reduction, "_parts", lambda _: 1000)
+        patch.setattr(reduction, "_PARTS", 1000)
         yield
 
 

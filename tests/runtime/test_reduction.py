@@ -56,7 +56,7 @@ def _trained(detached: bool, microbatches: int, off: str, scopes: dict[str, Any]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "WHALEPY_OFF", off)
         patch.setattr(reduction, "_LEAST_BYTES", 1200)  # a weight and a bias
-        patch.setattr(reduction, "_parts", lambda _: 100)
+        patch.setattr(reduction, "_PARTS", 100)
         patch.setattr(Reduction, "finish", told)
         devices = "1xcpu + 1xcpu*0.5" if dist.get_world_size() == 2 else "2xcpu + 2xcpu*0.5"
         parallel = whalepy.compile(whalepy.annotate(model, scopes), devices, batch, microbatches=microbatches)

@@ -20,6 +20,9 @@ from whalepy.runtime.storage import Stored
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are reduced over the same levels share buffers of this size (DistributedDataParallel's default)."""
+_PARTS = 2
+"""Of gradients that are reduced early at least so many buckets are made, so that not all is waited for at the end. It
+matters for gradients of less than two full buckets; more parts were no faster on CPUs (benchmarks/data_parallel.py)."""
 _LEAST_BYTES = 2**20
 """Smaller buckets take as long for what they wait as for what they move."""
 
@@ -134,18 +137,9 @@ class Reduction:
             alike.setdefault((groups, self.leaves[entry.name].dtype), []).append(entry)
         for (groups, _), members in alike.items():
             sizes = [self.leaves[entry.name].nbytes for entry in members]
-            parts = _parts(self.leaves[members[0].name].device)
-            most = max(min(BUCKET_BYTES, sum(sizes) // parts), _LEAST_BYTES) if early else BUCKET_BYTES
+            most = max(min(BUCKET_BYTES, sum(sizes) // _PARTS), _LEAST_BYTES) if early else BUCKET_BYTES
             for bucket in _cut(members, sizes, most):
                 yield Bucket(tuple(bucket), groups, {entry.name for entry in bucket})
-
-
-def _parts(device: torch.device) -> int:
-    """How many buckets are made at least of gradients that are reduced early, so that little is waited for at the end.
-
-    Fewer on a CPU, whose collectives take the cores from the backward pass.
-    """
-    return 2 if device.type == "cpu" else 8
 
 
 def _version(leaf: Tensor) -> int | None:
