@@ -55,8 +55,6 @@ ROUNDS = 5
 EFFORT = replace(EFFORTS["cpu", False], seconds_per_point=0.1, dtypes=("float32",))
 # Large tensors are taken from the system one by one and given back at once: a process holds what its tensors hold.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-# Nothing is given back: else a step spends up to a seventh of its time on pages of memory that it had before.
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Small, so that no model diverges: products of numbers next to zero take ten times as long on these processors.
 LEARNING_RATE = 1e-4
 
@@ -227,7 +225,7 @@ def cluster_of(case: Case, found: Round) -> ClusterSpec:
 def compared(case: Case, *, timed: bool) -> dict[str, Any]:
     """One row of the results."""
     figures = on_fresh_ranks(case, 0, GIVEN_BACK)
-    slow = on_fresh_ranks(case, ROUNDS, KEPT) if timed else None
+    slow = on_fresh_ranks(case, ROUNDS, {}) if timed else None
     clusters = [cluster_of(case, found) for found in slow.rounds] if slow else [ClusterSpec.load(f"{case.world}xcpu")]
     said = predicted(case, clusters)
     row: dict[str, Any] = {
@@ -243,7 +241,7 @@ def compared(case: Case, *, timed: bool) -> dict[str, Any]:
 
 
 def on_fresh_ranks(case: Case, rounds: int, malloc: dict[str, str]) -> Figures:
-    """What rank 0 found, in fresh processes with these settings of the C library."""
+    """What rank 0 found, in fresh processes with these settings of the C library; without, `compile` sets them."""
     os.environ.update(malloc)
     try:
         return on_ranks(case.world, measured, case, rounds)

@@ -37,6 +37,7 @@ from whalepy.hardware.links import Link
 from whalepy.hardware.profile_file import measured_spec
 from whalepy.runtime.agreement import gather_objects
 from whalepy.runtime.groups import CPU, start_process_group
+from whalepy.runtime.kept_memory import keep_freed_memory
 from whalepy.runtime.measure import EFFORTS, measure_device
 from whalepy.runtime.measure_links import measure_links
 
@@ -116,6 +117,7 @@ def profile_on_rank() -> tuple[RankReport, Link]:
     """This rank's profile, while the other core is busy with the other one, and the link between both."""
     own_core()
     host = start_process_group(CPU)
+    keep_freed_memory(CPU)
     report = report_this_rank(CPU, measure_device(CPU, effort=EFFORTS["cpu", False]))
     reports = gather_objects(host, report)
     links = measure_links(host, [other.host for other in reports], CPU)

@@ -21,6 +21,7 @@ from whalepy.runtime.arguments import Arguments, as_arguments
 from whalepy.runtime.build import Recipe
 from whalepy.runtime.captured import CapturedModel
 from whalepy.runtime.groups import start_process_group
+from whalepy.runtime.kept_memory import keep_freed_memory
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.pieces import EAGER, check_backend
 from whalepy.runtime.planning import Choices, Chooser, Cluster, plan_alone, plan_together, share_rows, this_device
@@ -70,6 +71,9 @@ def compile(
     annotate(model, _scopes_of(choices.plan, model))
     device = this_device()
     host = start_process_group(device)
+    off = turned_off(host)
+    if "kept-memory" not in off:
+        keep_freed_memory(device)
     recipe = Recipe(model, loss_fn, batch_dim, sync_batchnorm)
     if not capture:
         whole = WholeModel(
@@ -78,7 +82,7 @@ def compile(
         whole.start(None if example_inputs is None else as_arguments(example_inputs))
         return whole
     planner = partial(plan_together, recipe, cluster_spec, choices, device, host, _chooser(optimizer))
-    parallel = CapturedModel(recipe, device, host, planner, turned_off(host), backend)
+    parallel = CapturedModel(recipe, device, host, planner, off, backend)
     if example_inputs is not None:
         parallel.start(as_arguments(example_inputs))
     return parallel

@@ -45,8 +45,8 @@ def made_of(make: Any, scopes: dict[str, Any]) -> Analysed:
     return built_for(model, batches[0], scopes)
 
 
-def started(made: Analysed) -> Analysed:
-    graph = asynchronous(made.rewritten, made.program, made.decisions.mesh)
+def started(made: Analysed, *, trains: bool = False) -> Analysed:
+    graph = asynchronous(made.rewritten, made.program, made.decisions.mesh, trains=trains)
     return Analysed(made.program, made.decisions, graph, made.chains)
 
 
@@ -103,6 +103,41 @@ def test_where_nothing_lies_between_the_graph_stays() -> None:
     assert asynchronous(made.rewritten, made.program, made.decisions.mesh) is made.rewritten
     alone = made_of(towers, {"": whalepy.split(2)})
     assert asynchronous(alone.rewritten, alone.program, (1,)) is alone.rewritten
+
+
+def rows_cut() -> Analysed:
+    return made_of(models.llama, {"": whalepy.replicate(2)})
+
+
+def test_the_count_of_targets_sets_out_ahead_of_the_model() -> None:
+    plain = rows_cut()
+    made = started(plain)
+    made.rewritten.graph.graph.lint()
+    order = nodes(made)
+    calls = [node for node in order if node.op == "call_function"]
+    (start,) = (node for node in calls if node.target is kernels.start_bridge)
+    (finish,) = start.users
+    products = [node for node in calls if "linear" in str(node.target)]
+    assert calls.index(start) < calls.index(products[0]) and calls.index(products[-1]) < calls.index(finish)
+    ahead = set(calls[: calls.index(start)])
+    assert ahead and all(not ahead.isdisjoint(node.users) or start in node.users for node in ahead)
+    assert not any(n.name in {p.node for p in made.program.captured.placeholders if p.kind == "parameter"}
+                   for node in ahead for n in node.all_input_nodes)  # fmt: skip
+    verify(exchanges_of(made))
+
+
+def test_what_comes_over_the_bridge_of_the_loss_is_left_to_who_trains() -> None:
+    def first(made: Analysed) -> Any:
+        return nodes(made)[-1].args[0][0].target
+
+    plain = rows_cut()
+    assert first(plain) is kernels.bridge and first(started(plain)) is kernels.bridge
+    made = started(plain, trains=True)
+    assert first(made) is kernels.start_bridge
+    before, after = exchanges_of(plain), exchanges_of(made)
+    verify(after)
+    told = [[(e.kind, e.sends, e.backward) for e in each] for each in (*before.values(), *after.values())]
+    assert told[:2] == told[2:]
 
 
 def waiting(made: Analysed, mesh: tuple[int, ...] | None = None) -> set[str]:

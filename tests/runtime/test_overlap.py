@@ -37,6 +37,7 @@ CASES = {
     "towers, nested": (towers, nested, 4),
     "llama": (lambda: models.llama(layers=2), by_heads, 2),
     "a bias read twice": (bias_read_twice, nested, 4),
+    "gpt2, rows": (lambda: models.gpt2(layers=2), lambda: {"": whalepy.replicate(2, shares=[3, 1])}, 2),
     "gpt2, nested": (lambda: models.gpt2(layers=2), nested, 4),
 }
 
@@ -118,6 +119,15 @@ def test_bridges_are_under_way_between_their_halves(workers: Pool, name: str) ->
         assert log[start:finish].count("wait") >= 2  # for bridges of the other tower
         assert log[finish + 1] == "wait"
     for log in workers.run(world, logs, name, "asynchronous-bridges"):
+        assert "start" not in log
+
+
+@pytest.mark.parametrize("name", ["gpt2, rows", "gpt2, nested"])
+def test_the_backward_pass_does_not_wait_for_the_loss(workers: Pool, name: str) -> None:
+    for log in workers.run(CASES[name][2], logs, name, ""):
+        assert log.count("start") == log.count("finish") + 1 == 2  # the loss; the count of targets
+        assert log[:2] == ["wait", "start"] and log[-1] == "wait"  # first for the agreement
+    for log in workers.run(CASES[name][2], logs, name, "asynchronous-bridges"):
         assert "start" not in log
 
 

@@ -36,12 +36,14 @@ def profile(
     from whalepy.hardware.detect import report_this_rank
     from whalepy.runtime.agreement import gather_objects, raise_together
     from whalepy.runtime.groups import start_process_group
+    from whalepy.runtime.kept_memory import keep_freed_memory
     from whalepy.runtime.measure import measure_device
     from whalepy.runtime.measure_links import measure_links
     from whalepy.runtime.planning import this_device
 
     device = this_device()
     host = start_process_group(device)
+    keep_freed_memory(device)  # as in training
     shows = host.position == 0 and not quick
     own: list[RankReport] = []
     failed: Exception | None = None

@@ -175,26 +175,26 @@ class _ClassParallelCrossEntropy(torch.autograd.Function):
         least = wide.new_full((rows,), float("-inf"))
         peak = reduce.max(wide.amax(dim=1) if classes else least)
         shifted = wide - peak.unsqueeze(1)
-        exponentials = shifted.exp()
-        total = reduce.sum(exponentials.sum(dim=1))
         local = target - start
         here = (local >= 0) & (local < classes)
         index = local.masked_fill(~here, 0).unsqueeze(1)
         picked = shifted.gather(1, index).squeeze(1) if classes else least.zero_()
+        exponentials = shifted.exp_()  # as large as the logits: each pass over them counts
+        total = reduce.sum(exponentials.sum(dim=1))
         picked = reduce.sum(picked.masked_fill(~here, 0))
         counted = target != ignore_index
         losses = (total.log() - picked).masked_fill(~counted, 0)
-        ctx.save_for_backward(exponentials / total.unsqueeze(1), index, here, counted)
+        ctx.save_for_backward(exponentials, total, index, here, counted)
         ctx.dtype = logits.dtype
         return losses.sum().to(logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        probabilities, index, here, counted = ctx.saved_tensors
-        gradient = probabilities
-        if probabilities.shape[1]:
-            gradient = probabilities.scatter_add(1, index, -here.to(probabilities.dtype).unsqueeze(1))
-        gradient = gradient * counted.unsqueeze(1) * gradients[0]
+        exponentials, total, index, here, counted = ctx.saved_tensors
+        per_row = counted * gradients[0].to(total.dtype)
+        gradient = exponentials * (per_row / total).unsqueeze(1)
+        if exponentials.shape[1]:
+            gradient.scatter_add_(1, index, -(here * per_row).unsqueeze(1))
         return gradient.to(ctx.dtype), None, None, None, None
 
 

@@ -3,13 +3,16 @@
 Before:  q = linear(x, wq); k = linear(x, wk); kr = bridge(k); qr = bridge(q); attention(qr, kr)
 After:   q = linear(x, wq); qs = start(q); k = linear(x, wk); ks = start(k); kr = finish(ks); qr = finish(qs); ...
 
+Before:  ...; loss = cross_entropy(...); n = sum(targets != ignored); nr = bridge(n); return bridge(loss / nr)
+After:   n = sum(targets != ignored); ns = start(n); ...; nr = finish(ns); return start(loss / nr)
+
 All ranks run the one graph, so that they start all bridges, and all of their gradients, in one order.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -23,20 +26,25 @@ from whalepy.rewrite.naming import MOVES, places_of
 from whalepy.rewrite.rewrite import Rewritten
 
 
-def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int]) -> Rewritten:
+def asynchronous(
+    rewritten: Rewritten, program: Program, mesh: Sequence[int], *, trains: bool = False
+) -> Rewritten:
     """The graph with each bridge started as soon as its value is there, and finished where the result is read first.
 
     Only where a product lies between both; itself where there is none. Bridges of parameters stay: started earlier, all
-    of them would be in memory at once.
+    of them would be in memory at once. Counts that no parameter stands behind, such as those of targets, come first of
+    all. Where it `trains`, the bridge of the loss may be left to whoever runs the graph: the backward pass does not
+    need what comes over it.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(rewritten.graph.graph, copies))
+    kept = {name for name, place in places_of(graph, program).items() if place.kind == "parameter"}
+    _count_first(graph, kept, mesh)
+    changed = trains and _left_to_finish(graph, mesh)
     order = {node: at for at, node in enumerate(graph.nodes)}
     values = {copies[node]: rewritten.values[node.name] for node in copies if node.name in rewritten.values}
     products = sorted(order[node] for node, (i, _) in values.items() if program.operators[i].target in PRODUCTS)
-    kept = {name for name, place in places_of(graph, program).items() if place.kind == "parameter"}
-    changed = False
     for node in list(graph.nodes):
         binding = _binding(node, mesh)
         if binding is None or not (binding.communicates or binding.communicates_back):
@@ -50,6 +58,44 @@ def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int]) ->
             order[start], order[finish] = order[value], order[first]
             changed = True
     return replace(rewritten, graph=fx.GraphModule(rewritten.graph, graph)) if changed else rewritten
+
+
+def _count_first(graph: fx.Graph, parameters: Collection[str], mesh: Sequence[int]) -> None:
+    """Moves bridges of single numbers that no parameter stands behind to the front, with all that they need."""
+    learns: set[fx.Node] = set()
+    needed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.name in parameters or not learns.isdisjoint(node.all_input_nodes):
+            learns.add(node)
+            continue
+        binding = _binding(node, mesh)
+        if binding is not None and binding.communicates and node.meta["val"].ndim == 0:
+            needed.add(node)
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    calls = [node for node in graph.nodes if node.op != "placeholder"]
+    rest = next(node for node in calls if node not in needed)
+    for node in calls:
+        if node in needed:
+            rest.prepend(node)
+
+
+def _left_to_finish(graph: fx.Graph, mesh: Sequence[int]) -> bool:
+    """Whether the bridge of the loss could be started alone, so that the graph gives what is on its way."""
+    (end,) = graph.find_nodes(op="output")
+    first = next(iter(end.args[0]), None)
+    binding = _binding(first, mesh) if isinstance(first, fx.Node) else None
+    if first is None or binding is None or not binding.communicates or binding.communicates_back:
+        return False
+    if first.meta["val"].ndim > 0 or set(first.users) != {end} or end.args[0].count(first) > 1:
+        return False
+    with graph.inserting_before(first):
+        start = graph.call_function(kernels.start_bridge, first.args)
+    start.meta.update(first.meta)
+    first.replace_all_uses_with(start)
+    graph.erase_node(first)
+    return True
 
 
 def _halves(graph: fx.Graph, node: fx.Node, value: fx.Node, first: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -113,6 +113,11 @@ class Started(NamedTuple):
     flight: Flight
     token: Tensor | None
 
+    def left(self) -> tuple[Pending, Tensor]:
+        """A number on its way, and what the backward pass begins at in its place. Its gradient takes no other way."""
+        pending = self.flight.taken()
+        return pending, torch.empty(()) if self.token is None else self.token
+
 
 def _noted(result: Any) -> Tensor:
     reach = current_reach()
@@ -153,6 +158,8 @@ class _Started(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.flight.pending is None:  # no other half: its gradient stays as it is, and came to the token
+            return gradients[0], None, None, None
         return _waited(ctx.flight.taken(), ctx.queue), None, None, None
 
 

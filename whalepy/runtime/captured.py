@@ -191,7 +191,7 @@ class CapturedModel(ParallelModel):
             stages[k] = replace(stage, rewritten=graph)
             if "asynchronous-bridges" in self._off:
                 continue
-            started = asynchronous(graph, stage.program, mesh)
+            started = asynchronous(graph, stage.program, mesh, trains=training)
             if started is not graph:
                 stages[k] = replace(stage, rewritten=started)
                 verify_stage(stages[k], plan.stages[k], plan.microbatches if training else 1, training=training)
@@ -280,7 +280,7 @@ class CapturedModel(ParallelModel):
         run = StepRun(self, runnable, leaves, sizes, self._step, training=True)
         run.play()
         self._step += 1
-        return self._told_to_all(runnable, run.loss)
+        return self._told_to_all(runnable, run.loss())
 
     def eval_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch in evaluation mode, on every rank."""
@@ -288,7 +288,7 @@ class CapturedModel(ParallelModel):
         run = StepRun(self, runnable, leaves, sizes, self._step, training=False)
         with torch.no_grad():
             run.play()
-        return self._told_to_all(runnable, run.loss)
+        return self._told_to_all(runnable, run.loss())
 
     def _outputs(self, *args: Any, **kwargs: Any) -> Any:
         runnable, leaves, sizes = self._agreed(args, kwargs, training=self.training, wants="outputs")

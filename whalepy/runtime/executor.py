@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from whalepy.planner.schedule.actions import Action
 from whalepy.rewrite.deferring import Queue, deferring
 from whalepy.runtime.boundary import Boundary, Receiving, Sending, Traffic
+from whalepy.runtime.bridge import Started
 from whalepy.runtime.extents import StepSizes
+from whalepy.runtime.groups import Pending
 from whalepy.runtime.reach import Reach, noting
 from whalepy.runtime.reduction import Reduction
 from whalepy.runtime.rows import rows_at
@@ -78,16 +80,16 @@ class StepRun:
         self.sending: dict[Message, Sending] = {}
         self.own: dict[Message, Tensor] = {}
         self.receiving: dict[Message, Receiving] = {}
-        self.losses: list[Tensor] = []
+        self.losses: list[Pending] = []
         self.results: tuple[Any, ...] = ()
         self.written: dict[int, list[tuple[Any, ...]]] = {k: [] for k in runnable.stages}
 
-    @property
     def loss(self) -> Tensor | None:
-        """The loss of all microbatches on ranks of the last stage."""
+        """The loss of all microbatches on ranks of the last stage. Once."""
         if not self.losses:
             return None
-        return torch.stack(self.losses).sum() if len(self.losses) > 1 else self.losses[0]
+        losses = [pending.done() for pending in self.losses]
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def play(self) -> None:
         """Run every action in order, then write buffers and wait for what is still being sent."""
@@ -150,7 +152,12 @@ class StepRun:
         if count:
             if not self.training:
                 self.results = outputs[:count]
-            self.losses.append(outputs[0].detach())
+            if isinstance(outputs[0], Started):
+                loss, end = outputs[0].left()
+                outputs = (end, *outputs[1:])
+            else:
+                loss = Pending(None, outputs[0].detach)
+            self.losses.append(loss)
         first = count + len(stage.captured.mutations)
         self.written[k].append(tuple(value.detach() for value in outputs[count:first]))
         end = self._tied(k, stage, outputs, received, reach) if reach is not None else None

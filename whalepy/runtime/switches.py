@@ -9,7 +9,7 @@ from whalepy.errors import WhaleError
 from whalepy.runtime.agreement import gather_objects
 from whalepy.runtime.groups import Group
 
-Switch = Literal["early-reduction", "asynchronous-bridges", "gradients-during-bridges"]
+Switch = Literal["early-reduction", "asynchronous-bridges", "gradients-during-bridges", "kept-memory"]
 _VARIABLE = "WHALEPY_OFF"
 
 
