@@ -26,9 +26,7 @@ from whalepy.rewrite.naming import MOVES, places_of
 from whalepy.rewrite.rewrite import Rewritten
 
 
-def asynchronous(
-    rewritten: Rewritten, program: Program, mesh: Sequence[int], *, trains: bool = False
-) -> Rewritten:
+def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int], *, trains: bool = False) -> Rewritten:
     """The graph with each bridge started as soon as its value is there, and finished where the result is read first.
 
     Only where a product lies between both; itself where there is none. Bridges of parameters stay: started earlier, all
