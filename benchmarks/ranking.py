@@ -43,7 +43,8 @@ from whalepy.runtime.measure_links import measure_links
 
 APART = 0.05
 """Pairs that differ by less, as measured, are in no order."""
-STEPS = 7
+STEPS, WARM = 16, 8
+"""Of so many steps the first ones do not count: a process takes its memory from the system in them."""
 CORES = {"2 ranks": (0, 1), "2:1:1": (0, 1, 1), "4 ranks": (0, 1, 0, 1)}
 """Clusters: the core of each rank; those that have one together get equal parts of its time."""
 
@@ -168,7 +169,7 @@ def steps_on_rank(asked: Asked, cluster: str, plan: str, groups: Sequence[Path])
         optimizer.step()
         optimizer.zero_grad()
         times.append(max(gather_objects(host, time.perf_counter() - start)))
-    return times[2:]
+    return times[WARM:]
 
 
 def kendall(rows: Sequence[Mapping[str, float]]) -> tuple[float, int]:

@@ -149,6 +149,14 @@ def test_class_parallel_alone_is_cross_entropy(shape: tuple[int, int], target: l
     torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
 
 
+def test_a_second_backward_pass_of_class_parallel_is_refused() -> None:
+    logits = t(4, 6)
+    found = kernels.class_parallel(logits, torch.tensor([0, 1, 2, 3]), -100, 0, Alone())
+    torch.autograd.grad(found, logits, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(found, logits)
+
+
 def test_class_parallel_of_half_precision_is_computed_in_single() -> None:
     logits = (t(4, 6) * 20).detach().to(torch.bfloat16)
     found = kernels.class_parallel(logits, torch.tensor([0, 1, 2, 3]), -100, 0, Alone())

@@ -17,7 +17,7 @@ from whalepy.program.analysis import Program, Value
 from whalepy.program.call import operator_name, results
 from whalepy.program.layout import Layout, Sharded, Type, gradient_kind, value_kind
 from whalepy.rewrite import kernels
-from whalepy.rewrite.bindings import MoveBinding, Reducer
+from whalepy.rewrite.bindings import MoveBinding, Reducer, Term
 from whalepy.rewrite.naming import HALVES, MOVES, is_item, places_of, value_names
 from whalepy.rewrite.rewrite import Rewritten
 from whalepy.rewrite.sizes import Coordinates, LocalSizes, SizesAt, held, local_shape, symbols_in
@@ -33,8 +33,8 @@ _COLLECTIVES: dict[tuple[str, str], Collective] = {
 }
 """The conversions of a value that move elements between ranks, by source and target."""
 
-_INSIDE: dict[object, int] = {kernels.class_parallel: 3}
-"""Kernels that communicate inside: how often they all-reduce one number per row of their first operand, forward."""
+_INSIDE: dict[object, tuple[int, ...]] = {kernels.class_parallel: (1, 2)}
+"""Kernels that communicate inside: how many numbers per row of their first operand each all-reduce is of, forward."""
 
 
 SUMMED_IN = {
@@ -198,9 +198,10 @@ def _inside(
     assert isinstance(first, fx.Node)
     key, layout = placed[first.name]
     dtype = torch.float64 if first.meta["val"].dtype == torch.float64 else torch.float32
-    binding = MoveBinding(level, "P", "R", terms_of(program, key, layout)[:1])
-    for turn in range(_INSIDE[node.target]):
-        yield Crossing(f"{name} (reduction {turn + 1})", position, binding, dtype, False, at)
+    rows = terms_of(program, key, layout)[:1]
+    for turn, numbers in enumerate(_INSIDE[node.target], 1):
+        binding = MoveBinding(level, "P", "R", ((Term(numbers),), *rows))
+        yield Crossing(f"{name} (reduction {turn})", position, binding, dtype, False, at)
 
 
 def placements(rewritten: Rewritten) -> dict[str, tuple[Value, Layout]]:

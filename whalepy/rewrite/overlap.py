@@ -37,8 +37,9 @@ def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int], *,
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(rewritten.graph.graph, copies))
-    kept = {name for name, place in places_of(graph, program).items() if place.kind == "parameter"}
-    _count_first(graph, kept, mesh)
+    places = places_of(graph, program)
+    kept = {name for name, place in places.items() if place.kind == "parameter"}
+    _count_first(graph, kept | {name for name, place in places.items() if place.kind == "received"}, mesh)
     changed = trains and _left_to_finish(graph, mesh)
     order = {node: at for at, node in enumerate(graph.nodes)}
     values = {copies[node]: rewritten.values[node.name] for node in copies if node.name in rewritten.values}
@@ -58,12 +59,12 @@ def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int], *,
     return replace(rewritten, graph=fx.GraphModule(rewritten.graph, graph)) if changed else rewritten
 
 
-def _count_first(graph: fx.Graph, parameters: Collection[str], mesh: Sequence[int]) -> None:
-    """Moves bridges of single numbers that no parameter stands behind to the front, with all that they need."""
+def _count_first(graph: fx.Graph, learning: Collection[str], mesh: Sequence[int]) -> None:
+    """Moves bridges of single numbers behind which nothing learns to the front, with all that they need."""
     learns: set[fx.Node] = set()
     needed: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.name in parameters or not learns.isdisjoint(node.all_input_nodes):
+        if node.name in learning or not learns.isdisjoint(node.all_input_nodes):
             learns.add(node)
             continue
         binding = _binding(node, mesh)
