@@ -1,17 +1,17 @@
 """Data parallelism on equal ranks against DistributedDataParallel and FSDP2, on gloo ranks of this machine.
 
-    python -m benchmarks.data_parallel [--model NAME] [--rows N] [--pairs N] [--others SHARE] [--limit SECONDS]
-                                       [--results FILE]
+    python -m benchmarks.data_parallel [--ranks N] [--model NAME] [--rows N] [--pairs N] [--others SHARE]
+                                       [--limit SECONDS] [--results FILE]
 
-Two ranks, each on one core with one thread; 16 x 128 ids for the model of benchmarks/blocks.py (4 blocks of width 256,
-vocabulary 4096), or GPT-2 of 124M parameters (`--model gpt2`). A step is forward, backward, AdamW and forgetting the
-gradients. Three ways, in turns, in the same processes:
+Two ranks, or `--ranks`, each on one core with one thread (more ranks than cores share them); 16 x 128 ids for the model
+of benchmarks/blocks.py (4 blocks of width 256, vocabulary 4096), or GPT-2 of 124M parameters (`--model gpt2`). A step
+is forward, backward, AdamW and forgetting the gradients. Three ways, in turns, in the same processes:
 - own: whalepy with one replicate level;
 - ddp: torch's DistributedDataParallel, as it comes;
 - fsdp: torch's fully_shard over each block, then over the rest.
 
 Before anything is timed, loss (where a rank knows that of the whole batch) and all gradients are compared with the
-local model. Ratios are seconds of own over the other's, of one round. Bytes are those that both ranks send in a step,
+local model. Ratios are seconds of own over the other's, of one round. Bytes are those that all ranks send in a step,
 all collectives counted as they pass torch's dispatcher, with the agreement on sizes (benchmarks/traffic.py says how).
 """
 
@@ -32,6 +32,7 @@ from benchmarks.ways import (
     Limits,
     Way,
     adamw,
+    add_ranks,
     against,
     compare_ways,
     local_gradients,
@@ -40,14 +41,12 @@ from benchmarks.ways import (
     timed_ways,
 )
 
-RANKS = 2
-
 
 def own(rows: int, name: str) -> Way:
     """This compiler's replicas."""
     model, batch = MODELS[name](rows)
     whalepy.annotate(model, {"": whalepy.replicate()})
-    parallel = whalepy.compile(model, f"{RANKS}xcpu", batch, loss_fn=loss_of)
+    parallel = whalepy.compile(model, f"{dist.get_world_size()}xcpu", batch, loss_fn=loss_of)
     mine = parallel.local_batch(batch)
     return Way(lambda: parallel.train_step(*mine), {"": parallel}, adamw(parallel.parameters()))
 
@@ -94,10 +93,11 @@ def on_rank(rows: int, name: str, limits: Limits) -> dict[str, Any]:
 
 def main() -> None:
     parser = parser_of(__doc__)
+    add_ranks(parser)
     parser.add_argument("--model", choices=MODELS, default="blocks")
-    parser.add_argument("--rows", type=int, default=ROWS, help="of the global batch; even")
+    parser.add_argument("--rows", type=int, default=ROWS, help="of the global batch; a multiple of the ranks")
     options = parser.parse_args()
-    compare_ways("data_parallel", options, RANKS, partial(on_rank, options.rows, options.model))
+    compare_ways("data_parallel", options, options.ranks, partial(on_rank, options.rows, options.model))
 
 
 if __name__ == "__main__":

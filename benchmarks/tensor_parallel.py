@@ -1,12 +1,13 @@
 """Blocks split over ranks against torch's parallelize_module, on gloo ranks of this machine.
 
-    python -m benchmarks.tensor_parallel [--rate 2gbit] [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
+    python -m benchmarks.tensor_parallel [--ranks N] [--rate 2gbit] [--pairs N] [--others SHARE] [--limit SECONDS]
+                                         [--results FILE]
 
-Two ranks, each on one core with one thread; 16 x 128 ids for the model of benchmarks/blocks.py (4 blocks of width 256,
-vocabulary 4096), its product for queries, keys and values cut in three: torch's plan splits a linear layer into
-neighbouring rows, which of one product for all three would be no whole heads. A step is forward, backward, AdamW and
-forgetting the gradients. With `--rate` both ranks are hosts of their own whose links send no faster (network
-namespaces; needs root). Three ways, in turns, in the same processes:
+Two ranks, or `--ranks`, each on one core with one thread (more ranks than cores share them); 16 x 128 ids for the model
+of benchmarks/blocks.py (4 blocks of width 256, vocabulary 4096), its product for queries, keys and values cut in three:
+torch's plan splits a linear layer into neighbouring rows, which of one product for all three would be no whole heads. A
+step is forward, backward, AdamW and forgetting the gradients. With `--rate` all ranks are hosts of their own with links
+that send no faster (network namespaces; needs root). Three ways, in turns, in the same processes:
 - own: whalepy with one split over the whole model;
 - idle: the same, with nothing computed while bridges are under way (WHALEPY_OFF);
 - torch: ColwiseParallel for queries, keys, values and hidden units, RowwiseParallel for what follows them and for the
@@ -14,7 +15,7 @@ namespaces; needs root). Three ways, in turns, in the same processes:
   as norms, runs whole on both ranks.
 
 Before anything is timed, loss and all gradients are compared with the local model. Ratios are seconds of own over
-torch's, of one round. Bytes are those that both ranks send in a step, all collectives counted as they pass torch's
+torch's, of one round. Bytes are those that all ranks send in a step, all collectives counted as they pass torch's
 dispatcher, with the agreement on sizes (benchmarks/traffic.py says how).
 """
 
@@ -44,6 +45,7 @@ from benchmarks.ways import (
     Limits,
     Way,
     adamw,
+    add_ranks,
     against,
     compare_ways,
     local_gradients,
@@ -51,8 +53,6 @@ from benchmarks.ways import (
     parser_of,
     timed_ways,
 )
-
-RANKS = 2
 
 
 class Attention(nn.Module):
@@ -85,8 +85,8 @@ def own(off: str = "") -> Way:
     """This compiler's split."""
     os.environ["WHALEPY_OFF"] = off
     model, batch = made()
-    whalepy.annotate(model, {"": whalepy.split(RANKS)})
-    parallel = whalepy.compile(model, f"{RANKS}xcpu", batch, loss_fn=loss_of)
+    whalepy.annotate(model, {"": whalepy.split(dist.get_world_size())})
+    parallel = whalepy.compile(model, f"{dist.get_world_size()}xcpu", batch, loss_fn=loss_of)
     mine = parallel.local_batch(batch)
     step, optimizer = lambda: parallel.train_step(*mine), adamw(parallel.parameters())
     return Way(step, {"": parallel}, optimizer, parallel.full_gradients)
@@ -123,4 +123,6 @@ def on_rank(limits: Limits) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = parser_of(__doc__)
     slow_links.add_rate(parser)
-    compare_ways("tensor_parallel", parser.parse_args(), RANKS, on_rank)
+    add_ranks(parser)
+    options = parser.parse_args()
+    compare_ways("tensor_parallel", options, options.ranks, on_rank)

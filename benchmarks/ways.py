@@ -242,6 +242,11 @@ def report(path: Path | None, name: str, before: dict[str, Any], found: dict[str
         path.write_text(json.dumps({**made_of, **before, **found}, indent=1) + "\n")
 
 
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """The option of benchmarks that run on any number."""
+    parser.add_argument("--ranks", type=int, default=2)
+
+
 def compare_ways(
     name: str, options: argparse.Namespace, ranks: int, on_rank: Callable[[Limits], dict[str, Any]]
 ) -> None:
