@@ -213,7 +213,7 @@ def _turned_off(texts: list[str]) -> Any:
         (
             ["", "faster"],
             "WHALEPY_OFF names 'faster' on rank 1\n  fix: choose from early-reduction, "
-            "asynchronous-bridges, gradients-during-bridges",
+            "asynchronous-bridges, gradients-during-bridges, kept-memory",
         ),
         (
             ["", "early-reduction"],

@@ -152,11 +152,8 @@ class StepRun:
         if count:
             if not self.training:
                 self.results = outputs[:count]
-            if isinstance(outputs[0], Started):
-                loss, end = outputs[0].left()
-                outputs = (end, *outputs[1:])
-            else:
-                loss = Pending(None, outputs[0].detach)
+            loss, end = _begun(outputs[0])
+            outputs = (end, *outputs[1:])
             self.losses.append(loss)
         first = count + len(stage.captured.mutations)
         self.written[k].append(tuple(value.detach() for value in outputs[count:first]))
@@ -365,6 +362,14 @@ def _number(action: Action) -> int:
 def _peer(action: Action) -> int:
     assert action.peer is not None
     return action.peer
+
+
+def _begun(result: Tensor | Started) -> tuple[Pending, Tensor]:
+    """A loss, which may be on its way, and what its backward pass begins at."""
+    if isinstance(result, Started):
+        return result.left()
+    value = result.detach()  # the graph behind it goes with its backward pass
+    return Pending(None, lambda: value), result
 
 
 def _gradient(leaf: Tensor) -> Tensor:
