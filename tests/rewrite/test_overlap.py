@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,6 +139,14 @@ def test_what_comes_over_the_bridge_of_the_loss_is_left_to_who_trains() -> None:
     verify(after)
     told = [[(e.kind, e.sends, e.backward) for e in each] for each in (*before.values(), *after.values())]
     assert told[:2] == told[2:]
+
+
+def test_what_a_stage_gives_to_others_is_not_left() -> None:
+    """The first output of a stage that is not the last is no loss."""
+    made = rows_cut()
+    graph = asynchronous(replace(made.rewritten, results=0), made.program, made.decisions.mesh, trains=True).graph
+    (end,) = graph.graph.find_nodes(op="output")
+    assert end.args[0][0].target is kernels.bridge
 
 
 def waiting(made: Analysed, mesh: tuple[int, ...] | None = None) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import whalepy
 from tests import models
@@ -28,6 +29,29 @@ def by_heads() -> dict[str, Any]:
 
 def nested() -> dict[str, Any]:
     return {"": [whalepy.replicate(2), whalepy.split(2)]}
+
+
+class Balanced(nn.Module):
+    """A number that the first stage computes over all rows, as mixtures of experts do, goes to the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        balance = h.square().mean().exp()
+        return 0.1 * balance + (self.second(h.tanh()) * balance).square().mean()
+
+
+def balanced() -> models.Made:
+    torch.manual_seed(0)
+    return Balanced(), [(torch.randn(6, 8),)]
+
+
+def in_stages() -> dict[str, Any]:
+    first, second = ([whalepy.stage(2), whalepy.replicate(2)] for _ in range(2))
+    return {"first": first, "second": second}
 
 
 DTYPE = torch.float32
@@ -87,6 +111,12 @@ def test_training_equals_the_local_run(workers: Pool, name: str, off: str, micro
     make, scopes, world = CASES[name]
     options = {"microbatches": microbatches}
     compare(workers, Run(make, scopes, world, dtype=DTYPE, options=options, inject=lambda: without(off)))
+
+
+@pytest.mark.parametrize("off", ["", "asynchronous-bridges"])
+def test_a_number_that_crosses_between_stages_is_there(workers: Pool, off: str) -> None:
+    options = {"microbatches": 1}
+    compare(workers, Run(balanced, in_stages, 4, dtype=DTYPE, options=options, inject=lambda: without(off)))
 
 
 def logs(name: str, off: str) -> list[str]:

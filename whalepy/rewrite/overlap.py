@@ -40,7 +40,7 @@ def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int], *,
     places = places_of(graph, program)
     kept = {name for name, place in places.items() if place.kind == "parameter"}
     _count_first(graph, kept | {name for name, place in places.items() if place.kind == "received"}, mesh)
-    changed = trains and _left_to_finish(graph, mesh)
+    changed = trains and rewritten.results > 0 and _left_to_finish(graph, mesh)
     order = {node: at for at, node in enumerate(graph.nodes)}
     values = {copies[node]: rewritten.values[node.name] for node in copies if node.name in rewritten.values}
     products = sorted(order[node] for node, (i, _) in values.items() if program.operators[i].target in PRODUCTS)
