@@ -12,7 +12,7 @@ that send no faster (network namespaces; needs root). Three ways, in turns, in t
 - idle: the same, with nothing computed while bridges are under way (WHALEPY_OFF);
 - torch: ColwiseParallel for queries, keys, values and hidden units, RowwiseParallel for what follows them and for the
   embedding, ColwiseParallel for the head, whose scores stay in parts in the loss (loss_parallel). What is between, such
-  as norms, runs whole on both ranks.
+  as norms, runs whole on all ranks.
 
 Before anything is timed, loss and all gradients are compared with the local model. Ratios are seconds of own over
 torch's, of one round. Bytes are those that all ranks send in a step, all collectives counted as they pass torch's

@@ -12,8 +12,8 @@ the same processes:
 Rows are 24 x 128 ids, which both three equal ranks and 2:1:1 divide: of the 16 rows of the other benchmarks equal ranks
 would get 6:5:5, and the slow ones no more than a fifth too many. `bound` is the time of the slow ranks with equal rows
 over that at 2:1:1. What these cores give of it is timed in the same rounds: the local model forward and backward on the
-rows of each rank, alone, without communication (`cores`).
-Before anything is timed, loss and all gradients of each way are compared with the local model.
+rows of each rank, alone, without communication (`cores`). Before anything is timed, loss and all gradients of each way
+are compared with the local model.
 Ranks that share a core take a longer or shorter part of it in one step than in another: medians are over pairs.
 """
 
