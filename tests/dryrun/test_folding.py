@@ -39,7 +39,7 @@ def test_every_saving_in_microbatches(mesh: tuple[int, int]) -> None:
 
 
 def test_what_is_kept_at_the_end_of_a_step_with_full_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whalepy.runtime.reduction.BUCKET_BYTES", 2**13)
+    monkeypatch.setattr("whalepy.runtime.reduction.bucket_bytes", lambda total, delay: 2**13)
     peaks: list[int] = []
     for fold in (True, False):
         model = chain(9)

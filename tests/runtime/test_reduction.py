@@ -55,8 +55,7 @@ def _trained(detached: bool, microbatches: int, off: str, scopes: dict[str, Any]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "WHALEPY_OFF", off)
-        patch.setattr(reduction, "_LEAST_BYTES", 1200)  # a weight and a bias
-        patch.setattr(reduction, "_PARTS", 100)
+        patch.setattr(reduction, "BUCKET_BYTES", 1200)  # a weight and a bias
         patch.setattr(Reduction, "finish", told)
         devices = "1xcpu + 1xcpu*0.5" if dist.get_world_size() == 2 else "2xcpu + 2xcpu*0.5"
         parallel = whalepy.compile(whalepy.annotate(model, scopes), devices, batch, microbatches=microbatches)
@@ -110,11 +109,15 @@ def _left_after_steps() -> int:
         for _ in range(3):
             parallel.train_step(*parallel.local_batch(batch))
     assert len(found) > 3
+    kept = [one() for one in found]
+    gradients = sum(leaf.grad is not None for leaf in kept if isinstance(leaf, Tensor))
+    del parallel, kept
     gc.collect()
-    return sum(one() is not None for one in found)
+    return gradients + sum(one() is not None for one in found)
 
 
 def test_nothing_of_a_step_is_left_after_it(workers: Pool) -> None:
+    """No gradient, and with the model nothing at all."""
     assert workers.run(2, _left_after_steps) == [0, 0]
 
 
@@ -180,8 +183,8 @@ def _order(fires: set[str]) -> list[tuple[str, int]]:
     boxes = {name: nn.Parameter(torch.zeros(3 if name == "part" else size)) for name, size in sizes.items()}
     stored = [Stored(name, (size,), (), reading[name]) for name, size in sizes.items()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduction, "_LEAST_BYTES", 1)
-        made = Reduction(stored, leaves, boxes, early=True, busy=[other])
+        patch.setattr(reduction, "BUCKET_BYTES", 1)
+        made = Reduction(stored, leaves, boxes, {group: None, other: None}, early=True, busy=[other])
     made.watch()
     for name in sorted(fires):
         leaves[name].sum().backward()
@@ -213,7 +216,7 @@ def _turned_off(texts: list[str]) -> Any:
         (
             ["", "faster"],
             "WHALEPY_OFF names 'faster' on rank 1\n  fix: choose from early-reduction, "
-            "asynchronous-bridges, gradients-during-bridges, kept-memory",
+            "asynchronous-bridges, gradients-during-bridges, kept-memory, asynchronous-agreement",
         ),
         (
             ["", "early-reduction"],

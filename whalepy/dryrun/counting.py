@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,10 +54,12 @@ class Counter(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         flops = int(count(*args, **(kwargs or {}), out_val=result)) if count is not None else 0
         if _is_causal(func, args, kwargs or {}):
-            flops //= 2
+            flops = _causal(flops, given[0].shape[-2])
         traffic = _TRAFFIC.get(func._overloadpacket, _all_bytes)(given, made)
         operator = str(func._overloadpacket).removeprefix("aten.")
-        kind = kind_of(operator) or (UNALIGNED if func._overloadpacket in _BATCHED and _unaligned(given, made) else "")
+        kind = kind_of(_by_tanh(operator, kwargs or {})) or (
+            UNALIGNED if func._overloadpacket in _BATCHED and _unaligned(given, made) else ""
+        )
         self._note(flops, traffic, _dtype_of(made + given), operator, kind=kind)
         return result
 
@@ -165,6 +167,10 @@ _FREE: frozenset[Any] = frozenset(
 
 _KINDS = ("convolution", "attention")
 _NORMALISES = re.compile(r"(layer|batch|group|rms)_norm|softmax")
+# Backward passes from the result alone are products: those of tanh and sigmoid.
+_EXPONENTIALS = re.compile(
+    r"(exp|exp2|expm1|log|log1p|log2|erf|sin|cos|sigmoid|log_sigmoid_forward|(gelu|silu|softplus|mish)(_backward)?)_?"
+)
 
 
 def kind_of(operator: str) -> str:
@@ -174,7 +180,27 @@ def kind_of(operator: str) -> str:
         return f"{found} backward" if "backward" in operator else found
     if "batch_norm" in operator and "backward" not in operator:
         return "batch norm"
-    return "normalise" if _NORMALISES.search(operator) else ""
+    if _NORMALISES.search(operator):
+        return "normalise"
+    if operator.removesuffix("_") == "tanh":
+        return "tanh"
+    return "exponential" if _EXPONENTIALS.fullmatch(operator) else ""
+
+
+def _by_tanh(operator: str, kwargs: Mapping[str, Any]) -> str:
+    """The operator that does the work of this one."""
+    return "tanh" if kwargs.get("approximate") == "tanh" else operator
+
+
+_BLOCK_OF_QUERIES = 128
+"""Fused attention leaves out blocks of scores, none of which counts. Source: Dao, FlashAttention-2, arXiv:2307.08691,
+sections 3.1 and 3.3 (blocks of 64 or 128)."""
+
+
+def _causal(flops: int, queries: int) -> int:
+    """What is computed of attention in which no query reads a later key: of the blocks those up to the diagonal."""
+    blocks = max(-(-queries // _BLOCK_OF_QUERIES), 1)
+    return flops * (blocks + 1) // (2 * blocks)
 
 
 UNALIGNED = "unaligned batched product"

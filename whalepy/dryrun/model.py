@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counted
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,6 +19,7 @@ from whalepy.dryrun.silent import SilentBoundary, SilentGroup
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import Action, Op
 from whalepy.planner.work import Phase
+from whalepy.runtime.agreement import Told, agree
 from whalepy.runtime.arguments import Arguments, Shape, leaf_names
 from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Recipe
@@ -27,7 +28,6 @@ from whalepy.runtime.extents import grid_of
 from whalepy.runtime.groups import Group
 from whalepy.runtime.norms import Placement
 from whalepy.runtime.pipeline import Crossed, Pipeline
-from whalepy.runtime.reduction import Reduction
 
 META = torch.device("meta")
 
@@ -58,7 +58,8 @@ class RehearsedModel(CapturedModel):
         master: bool,
     ) -> None:
         host = SilentGroup(-1, plan.devices, rank, None)
-        super().__init__(recipe, META, host, lambda _: (plan, main))
+        # Reductions after the backward pass, where their events are told apart; they are played during it.
+        super().__init__(recipe, META, host, lambda _: (plan, main), off=("early-reduction",))
         self._counter = counter
         self._blocks = blocks
         self._master = master
@@ -152,17 +153,9 @@ class RehearsedModel(CapturedModel):
         self.copies[name] = 0 if value.dtype == box.dtype else value.nbytes
         return value
 
-    def _reduction(
-        self,
-        stage: StageRun,
-        read: Mapping[str, torch.Tensor],
-        parameters: Mapping[str, nn.Parameter],
-        busy: Collection[Group],
-    ) -> Reduction:
-        """After the backward pass, where its events are told apart; they are played during it."""
-        return Reduction(tuple(stage.stored.values()), read, parameters)
-
-    def _agree(self, example: Arguments, key: tuple[Any, ...]) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
+    def _agree(
+        self, example: Arguments, key: tuple[Any, ...], agree: Callable[[Group, Told], list[Told]] = agree
+    ) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
         """The shapes of the whole step are the example's."""
         leaves = pytree.tree_leaves(example)
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(leaf_names(example), leaves, strict=True))

@@ -393,7 +393,7 @@ class Candidate:
     @property
     def overlaps(self) -> bool:
         """Whether gradients are reduced during the backward pass: where collectives do not need the cores."""
-        return all(device.profile.vendor != "CPU" for device in self.cluster.devices)
+        return all(device.profile.computes_beside for device in self.cluster.devices)
 
     def _alike(self, rank: int) -> tuple[int, ...]:
         """The coordinates inside a replica; of positions with equal parts of everything, the first stands for all."""

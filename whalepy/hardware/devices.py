@@ -44,7 +44,7 @@ _DTYPE_ALIASES = {
 _FLOAT64_PER_FLOAT32 = 0.5
 
 # Kinds of operators whose curve is one over bytes; those of the others are over FLOPs.
-BOUND_BY_MEMORY = ("normalise", "batch norm")
+BOUND_BY_MEMORY = ("normalise", "batch norm", "exponential", "tanh")
 
 # Where each pair of devices has links of its own. Sources: NVIDIA DGX-1 white paper, hybrid cube mesh of links of
 # 25 GB/s, two to most neighbours (P100: 20 GB/s, one); AMD Instinct MI300X data sheet, 64 GB/s to each of seven.
@@ -86,7 +86,7 @@ class DeviceProfile:
     # What it makes of its peaks; where empty or None, what is taken for its vendor.
     product_efficiency: tuple[tuple[str, Curve], ...] = ()  # by dtype: FLOPs of one product -> fraction of the rate
     memory_efficiency: Curve = ()  # bytes that one kernel reads and writes -> fraction of the memory bandwidth
-    # By kind of operator: FLOPs -> fraction of the rate; of those that normalise, bytes.
+    # By kind of operator: FLOPs -> fraction of the rate; of those that are bound by memory, bytes.
     kind_efficiency: tuple[tuple[str, Curve], ...] = ()
     launch_s: float | None = None  # seconds of the host per kernel
     host_bandwidth: float | None = None  # bytes/s per direction between the device and pinned memory of its host
@@ -147,6 +147,11 @@ class DeviceProfile:
             apart = default_curve(self.memory_bandwidth, taken, self._taken.fill_s)
         fraction = fraction_at(apart, nbytes) if apart else self.memory_fraction(nbytes)
         return nbytes / (self.memory_bandwidth * self._scaled(fraction))
+
+    @property
+    def computes_beside(self) -> bool:
+        """Whether it computes while collectives are under way: those of a CPU take its cores."""
+        return self.vendor != "CPU"
 
     @property
     def launch_seconds(self) -> float:

@@ -13,8 +13,12 @@ MEASURED = "measured"
 BY_RANKS = "measured by its ranks"
 # For a figure that nobody knows: typical of the table's PCIe cards, 40 float32 FLOPs per byte of memory traffic.
 FLOPS_PER_BYTE = 40.0
-KIND_OF = {"layer_norm": "normalise", "softmax": "normalise", "batch_norm": "batch norm"}
-"""Operators bound by memory that stand for a kind of their own: they read what they are given more than once."""
+KIND_OF = {
+    "layer_norm": "normalise", "softmax": "normalise", "batch_norm": "batch norm",
+    "gelu": "exponential", "exp": "exponential", "tanh": "tanh",
+}  # fmt: skip
+"""Operators bound by memory that stand for a kind of their own: they read what they are given more than once, or take
+longer for what they compute."""
 
 _RATE_FIELD = {
     "float32": "fp32",

@@ -77,6 +77,14 @@ class Route:
             ring = 2 * min(ring, depth * max(self.inside_latency_s, self.between_latency_s))
         return ring + sent / min(self.inside, self.between)
 
+    @property
+    def delay_bytes(self) -> int:
+        """The bandwidth-delay product: bytes that are summed in the time that an all-reduce of nothing takes."""
+        if self.members < 2:
+            return 0
+        sent = 2 * (self.members - 1) / self.members
+        return round(self.seconds("all-reduce", 0) * min(self.inside, self.between) / sent)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -101,6 +109,23 @@ class Network:
         alone = all(count == 1 for count in members.values())
         within = math.inf if alone else bandwidth
         return Route(len(ranks), len(members), within, latency, reached(inter) / beside, inter.latency_s)
+
+    def delays(self, mesh: Sequence[int], ranks: Sequence[int]) -> tuple[int | None, ...]:
+        """Per level of a mesh, the bandwidth-delay product of the group of the first of its ranks, row-major.
+
+        None where a device does not compute while collectives are under way.
+        """
+        devices = (self.cluster.devices[self.device_of[rank]] for rank in ranks)
+        if not all(profile.computes_beside for profile in {id(d.profile): d.profile for d in devices}.values()):
+            return (None,) * len(mesh)
+        here = sum(self.node_of(rank) == self.node_of(ranks[0]) for rank in ranks)
+        found: list[int] = []
+        for level, size in enumerate(mesh):
+            stride = math.prod(mesh[level + 1 :])
+            members = [ranks[k * stride] for k in range(size)]
+            inside = sum(self.node_of(rank) == self.node_of(ranks[0]) for rank in members)
+            found.append(self.route(members, here // inside).delay_bytes)
+        return tuple(found)
 
     def crossing_s(self, messages: Mapping[tuple[int, int], int]) -> float:
         """Seconds until bytes have gone from ranks to ranks, all at once: those of the link that takes longest.

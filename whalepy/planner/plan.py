@@ -13,7 +13,7 @@ from whalepy.errors import PlanError
 from whalepy.planner.annotation import Annotation, from_data
 from whalepy.planner.decide import Cut, Decisions, Orders
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class StagePlan:
     """Where each place's device stands in the cluster."""
     outer: int | None = None
     """Levels that cut the rows before microbatches do; None: all of them."""
+    delay_bytes: tuple[int | None, ...] = ()
+    """Per level: bytes of gradients that its links sum in the time that an all-reduce of nothing takes; gradients are
+    reduced in buckets of the geometric mean of that and of all their bytes. None where devices do not compute while
+    collectives are under way: buckets are as large as memory allows then."""
 
     def coordinates_of(self, rank: int) -> tuple[int, ...]:
         """Where a rank stands on the levels."""
@@ -54,6 +58,7 @@ class StagePlan:
             "rank_of": self.rank_of,
             "devices": self.devices,
             "outer": self.outer,
+            "delay_bytes": self.delay_bytes,
         }
 
     @classmethod
@@ -69,6 +74,7 @@ class StagePlan:
             rank_of=tuple(data["rank_of"]),
             devices=tuple(data["devices"]),
             outer=data["outer"],
+            delay_bytes=tuple(data["delay_bytes"]),
         )
 
     def lines(self) -> Iterator[str]:

@@ -302,7 +302,7 @@ class Search:
     @cached_property
     def _overlaps(self) -> bool:
         """Whether gradients are reduced during the backward pass: where collectives do not need the cores."""
-        return all(kind.profile.vendor != "CPU" for kind in self.costs.kinds)
+        return all(kind.profile.computes_beside for kind in self.costs.kinds)
 
     def _filled(
         self, form: Form, parts: Sequence[Part], classes: Sequence[tuple[tuple[int, ...], int]], sizes: Sequence[int]

@@ -35,7 +35,8 @@ class Event:
     block: int = -1
     """The block of the model it belongs to; -1 outside all blocks."""
     kind: str = ""
-    """What profiles measure apart: convolution, attention (each also "backward"), normalise, batch norm; else empty."""
+    """What profiles measure apart: convolution, attention (each also "backward"), what normalises, exponentials, tanh;
+    else empty."""
     beside: bool = False
     """Whether a collective runs beside the operators that follow it, until a `Wait`."""
     seconds: float | None = None

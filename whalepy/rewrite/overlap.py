@@ -3,8 +3,8 @@
 Before:  q = linear(x, wq); k = linear(x, wk); kr = bridge(k); qr = bridge(q); attention(qr, kr)
 After:   q = linear(x, wq); qs = start(q); k = linear(x, wk); ks = start(k); kr = finish(ks); qr = finish(qs); ...
 
-Before:  ...; loss = cross_entropy(...); n = sum(targets != ignored); nr = bridge(n); return bridge(loss / nr)
-After:   n = sum(targets != ignored); ns = start(n); ...; nr = finish(ns); return start(loss / nr)
+Before:  linear; ...; loss = cross_entropy(...); n = sum(targets != ignored); nr = bridge(n); return bridge(loss / nr)
+After:   linear; n = sum(targets != ignored); ns = start(n); ...; nr = finish(ns); return start(loss / nr)
 
 All ranks run the one graph, so that they start all bridges, and all of their gradients, in one order.
 """
@@ -30,20 +30,22 @@ def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int], *,
     """The graph with each bridge started as soon as its value is there, and finished where the result is read first.
 
     Only where a product lies between both; itself where there is none. Bridges of parameters stay: started earlier, all
-    of them would be in memory at once. Counts that no parameter stands behind, such as those of targets, come first of
-    all. Where it `trains`, the bridge of the loss may be left to whoever runs the graph: the backward pass does not
-    need what comes over it.
+    of them would be in memory at once. Counts that no parameter stands behind, such as those of targets, come behind
+    the first product: during that one ranks still agree on the step. Where it `trains`, the bridge of the loss may be
+    left to whoever runs the graph: the backward pass does not need what comes over it.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(rewritten.graph.graph, copies))
     places = places_of(graph, program)
     kept = {name for name, place in places.items() if place.kind == "parameter"}
-    _count_first(graph, kept | {name for name, place in places.items() if place.kind == "received"}, mesh)
+    values = {copies[node]: rewritten.values[node.name] for node in copies if node.name in rewritten.values}
+    multiplies = {node for node, (i, _) in values.items() if program.operators[i].target in PRODUCTS}
+    received = {name for name, place in places.items() if place.kind == "received"}
+    _count_early(graph, kept | received, mesh, multiplies)
     changed = trains and rewritten.results > 0 and _left_to_finish(graph, mesh)
     order = {node: at for at, node in enumerate(graph.nodes)}
-    values = {copies[node]: rewritten.values[node.name] for node in copies if node.name in rewritten.values}
-    products = sorted(order[node] for node, (i, _) in values.items() if program.operators[i].target in PRODUCTS)
+    products = sorted(order[node] for node in multiplies)
     for node in list(graph.nodes):
         binding = _binding(node, mesh)
         if binding is None or not (binding.communicates or binding.communicates_back):
@@ -59,8 +61,10 @@ def asynchronous(rewritten: Rewritten, program: Program, mesh: Sequence[int], *,
     return replace(rewritten, graph=fx.GraphModule(rewritten.graph, graph)) if changed else rewritten
 
 
-def _count_first(graph: fx.Graph, learning: Collection[str], mesh: Sequence[int]) -> None:
-    """Moves bridges of single numbers behind which nothing learns to the front, with all that they need."""
+def _count_early(
+    graph: fx.Graph, learning: Collection[str], mesh: Sequence[int], products: Collection[fx.Node]
+) -> None:
+    """Moves bridges of single numbers behind which nothing learns, with all that they need, to the first product."""
     learns: set[fx.Node] = set()
     needed: set[fx.Node] = set()
     for node in graph.nodes:
@@ -74,10 +78,14 @@ def _count_first(graph: fx.Graph, learning: Collection[str], mesh: Sequence[int]
         if node in needed:
             needed.update(node.all_input_nodes)
     calls = [node for node in graph.nodes if node.op != "placeholder"]
-    rest = next(node for node in calls if node not in needed)
-    for node in calls:
+    first = next((k for k, node in enumerate(calls) if node in products), None)
+    if first is None:
+        return
+    at = calls[first]
+    for node in calls[first + 1 :]:
         if node in needed:
-            rest.prepend(node)
+            at.append(node)
+            at = node
 
 
 def _left_to_finish(graph: fx.Graph, mesh: Sequence[int]) -> bool:

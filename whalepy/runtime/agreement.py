@@ -1,10 +1,10 @@
-"""The small host-side agreement that begins every step: if any rank is wrong, all raise one error and none hangs."""
+"""The small host-side agreement of every step: if any rank is wrong, all raise one error and none hangs."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,68 @@ class Told:
 
 def agree(host: Group, told: Told) -> list[Told]:
     """What every rank said, by rank. Raises BatchError on all ranks if any rank has an error."""
-    everyone = [told] if host.size == 1 else _exchange(host, told)
+    return start_agreeing(host, told)()
+
+
+def start_agreeing(host: Group, told: Told) -> Callable[[], list[Told]]:
+    """The same on its way: what waits for it."""
+    if host.size == 1:
+        return lambda: _checked(host, [told])
+    words = _words(told)
+    mine = torch.tensor(words if words is not None else [1, *[0] * (_WIDTH - 1)], dtype=torch.int64)
+    pending, blocks = host.start_all_gather(mine, [_WIDTH] * host.size)
+
+    def wait() -> list[Told]:
+        parts = [part.tolist() for part in blocks.parts(pending.done())]
+        slow = any(part[0] for part in parts)  # somebody has an error or too much to say
+        return _checked(host, gather_objects(host, told) if slow else [_told(part) for part in parts])
+
+    return wait
+
+
+class Otherwise(Exception):
+    """Ranks have said otherwise than was assumed: what every rank said."""
+
+    def __init__(self, everyone: list[Told]) -> None:
+        super().__init__()
+        self.everyone = everyone
+
+
+class Agreement:
+    """That of one step, on its way while the step begins: every rank is assumed to say the same as in the last one.
+
+    `last`: what every rank said then; None: nothing is assumed. `everyone`: what they have said of this step already.
+    """
+
+    def __init__(self, last: list[Told] | None = None, *, everyone: list[Told] | None = None) -> None:
+        self._last = last
+        self.said = everyone
+        """What every rank says, or is assumed to."""
+        self._wait: Callable[[], list[Told]] | None = None
+
+    def agree(self, host: Group, told: Told) -> list[Told]:
+        """As `agree`; where it is assumed, `settle` has to be called before anybody is told of it."""
+        if self.said is not None:
+            return self.said
+        wait = start_agreeing(host, told)
+        assumed = None if self._last is None else [replace(one, step=told.step) for one in self._last]
+        if assumed is None or assumed[host.position] != told:
+            self.said = wait()
+        else:
+            self.said, self._wait = assumed, wait
+        return self.said
+
+    def settle(self) -> None:
+        """Wait for what every rank says. Raises BatchError as `agree`, and Otherwise where it is not as assumed."""
+        if self._wait is None:
+            return
+        wait, self._wait = self._wait, None  # what waits communicates itself
+        everyone = wait()
+        if everyone != self.said:
+            raise Otherwise(everyone)
+
+
+def _checked(host: Group, everyone: list[Told]) -> list[Told]:
     errors = {rank: other.error for rank, other in enumerate(everyone) if other.error is not None}
     if errors:
         rank, message = next(iter(errors.items()))
@@ -40,16 +101,6 @@ def agree(host: Group, told: Told) -> list[Told]:
     if len(steps) > 1:
         raise BatchError(f"ranks are at different steps: {[other.step for other in everyone]}")
     return everyone
-
-
-def _exchange(host: Group, told: Told) -> list[Told]:
-    words = _words(told)
-    mine = torch.tensor(words if words is not None else [1, *[0] * (_WIDTH - 1)], dtype=torch.int64)
-    buffer, blocks = host.all_gather(mine, [_WIDTH] * host.size)
-    parts = [part.tolist() for part in blocks.parts(buffer)]
-    if any(part[0] for part in parts):  # somebody has an error or too much to say
-        return gather_objects(host, told)
-    return [_told(part) for part in parts]
 
 
 def _words(told: Told) -> list[int] | None:

@@ -21,9 +21,10 @@ from whalepy.planner.schedule.kinds import defers
 from whalepy.program.analysis import Program
 from whalepy.program.call import results
 from whalepy.program.capture import Captured
+from whalepy.program.capture_placeholders import Placeholder
 from whalepy.program.capture_wrapper import Wants
 from whalepy.rewrite.overlap import asynchronous, waits_used
-from whalepy.runtime.agreement import Told
+from whalepy.runtime.agreement import Agreement, Otherwise, Told, agree
 from whalepy.runtime.arguments import (
     Arguments,
     constants_of,
@@ -37,7 +38,7 @@ from whalepy.runtime.boundary import Boundary
 from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program
 from whalepy.runtime.executor import StepRun
 from whalepy.runtime.extents import Binder, StepSizes
-from whalepy.runtime.groups import Group
+from whalepy.runtime.groups import Group, ahead_of_collectives
 from whalepy.runtime.parallel import ParallelModel
 from whalepy.runtime.pieces import EAGER
 from whalepy.runtime.pipeline import Crossed, Pipeline, pipelined, with_scopes_of
@@ -48,6 +49,36 @@ from whalepy.runtime.storage import Stored, store
 
 Planner = Callable[[Arguments], tuple[Plan, Pipeline]]
 """Plans for inputs like the example's; collective."""
+
+
+@dataclass
+class Leaves:
+    """The parameters that a stage reads, as leaves of a step's gradients; kept where each is its parameter's memory."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
+    reduction: Reduction | None = None
+    """What reduces their gradients, step by step."""
+
+    def of(self, parameters: Mapping[str, nn.Parameter], *, grad: bool) -> dict[str, torch.Tensor] | None:
+        """The leaves of these parameters without gradients; None where there are none yet, or others are wanted."""
+        if not self.tensors:
+            return None
+        for name, leaf in self.tensors.items():
+            parameter = parameters[name]
+            if (
+                parameter is not self.parameters[name]
+                or parameter.data_ptr() != leaf.data_ptr()
+                or parameter.shape != leaf.shape
+                or parameter.stride() != leaf.stride()
+                or leaf.requires_grad != (grad and parameter.requires_grad)
+            ):
+                return None
+        for leaf in self.tensors.values():
+            leaf.grad = None  # a step that failed may have left some
+        if self.reduction is not None:
+            self.reduction.forget()
+        return self.tensors
 
 
 @dataclass(frozen=True)
@@ -67,11 +98,24 @@ class StageRun:
     """What the program of a microbatch calls the results of the prologue."""
     summed: tuple[bool, ...] = ()
     """Per mutated buffer: its new values are summed over microbatches."""
+    leaves: Leaves = field(default_factory=Leaves)
 
     @property
     def captured(self) -> Captured:
         """The captured graph behind it."""
         return self.program.captured
+
+    @cached_property
+    def places(self) -> tuple[Placeholder, ...]:
+        """What its programs read, once each."""
+        programs = [self.captured, *([] if self.prologue is None else [self.prologue.captured])]
+        return tuple({place.name: place for one in reversed(programs) for place in one.placeholders}.values())
+
+    @cached_property
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Those of its programs, as captured."""
+        there = (place for place in self.places if place.kind == "constant")
+        return {place.name: place.value for place in there if place.value is not None}
 
 
 @dataclass(frozen=True)
@@ -122,6 +166,8 @@ class CapturedModel(ParallelModel):
         self._off = off
         self._backend = backend
         self._runnables: dict[Any, Runnable] = {}
+        self._said: list[Told] | None = None
+        """What every rank said in the last step of training."""
 
     def start(self, example: Arguments) -> None:
         """Plan for inputs like these, open the plan's groups and cut the parameters. Collective; once."""
@@ -276,11 +322,34 @@ class CapturedModel(ParallelModel):
 
     def train_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch, on every rank; adds to `.grad`."""
-        runnable, leaves, sizes = self._agreed(args, kwargs, training=True, wants="loss")
-        run = StepRun(self, runnable, leaves, sizes, self._step, training=True)
-        run.play()
+        agreement = Agreement(self._said) if self._agrees_later else None
+        try:
+            runnable, run = self._played(args, kwargs, agreement)
+        except Otherwise as found:
+            agreement = Agreement(everyone=found.everyone)
+            runnable, run = self._played(args, kwargs, agreement)
+        self._said = None if agreement is None else agreement.said
         self._step += 1
         return self._told_to_all(runnable, run.loss())
+
+    @property
+    def _agrees_later(self) -> bool:
+        """Whether a step may begin before all ranks have agreed on it, as far as its first collective."""
+        return "asynchronous-agreement" not in self._off and len(self.plan.stages) == 1
+
+    def _played(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], agreement: Agreement | None
+    ) -> tuple[Runnable, StepRun]:
+        """A step of training. Raises Otherwise, with nothing changed, where ranks say otherwise than was assumed."""
+        told = {} if agreement is None else {"agree": agreement.agree}
+        runnable, leaves, sizes = self._agreed(args, kwargs, training=True, wants="loss", **told)
+        run = StepRun(self, runnable, leaves, sizes, self._step, training=True)
+        if agreement is None:
+            run.play()
+        else:
+            with ahead_of_collectives(agreement.settle):
+                run.play(agreement.settle)
+        return runnable, run
 
     def eval_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the global batch in evaluation mode, on every rank."""
@@ -319,36 +388,56 @@ class CapturedModel(ParallelModel):
         busy: Collection[Group],
     ) -> Reduction:
         """What reduces the gradients of a stage in this step, while others may still communicate over `busy`."""
+        kept = stage.leaves
+        if kept.reduction is not None and kept.tensors is read:
+            return kept.reduction
+        groups, delays = self._places[stage.index].groups, self.plan.stages[stage.index].delay_bytes
         early = "early-reduction" not in self._off
-        return Reduction(tuple(stage.stored.values()), read, parameters, early=early, busy=busy)
+        by_group = dict(zip(groups, delays, strict=True))
+        made = Reduction(tuple(stage.stored.values()), read, parameters, by_group, early=early, busy=busy)
+        if kept.tensors is read:
+            kept.reduction = made
+        return made
 
     def _tensors(
         self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the program reads by name, and the parameters among it, as leaves of this step's gradients."""
-        tensors: dict[str, torch.Tensor] = {}
-        read: dict[str, torch.Tensor] = {}
-        buffers = dict(self.named_buffers())
-        places = [
-            *stage.captured.placeholders,
-            *([] if stage.prologue is None else stage.prologue.captured.placeholders),
-        ]
-        for place in places:
-            if place.name in tensors:
-                continue
+        read = stage.leaves.of(parameters, grad=grad)
+        if read is None:
+            read = self._leaves(stage, parameters, grad=grad)
+        places = [place.name for place in stage.places if place.kind == "buffer"]
+        buffers = dict(self.named_buffers()) if places else {}
+        return {**read, **{name: buffers[name] for name in places}, **self._constants_of(stage)}, read
+
+    def _leaves(
+        self, stage: StageRun, parameters: Mapping[str, nn.Parameter], *, grad: bool
+    ) -> dict[str, torch.Tensor]:
+        """The parameters that a stage reads, as leaves; kept for the next step where all are the parameters' memory."""
+        found: dict[str, torch.Tensor] = {}
+        alike = True
+        for place in stage.places:
             if place.kind == "parameter":
                 parameter = parameters[place.name]
-                leaf = self._read(stage, place.name, parameter.detach())
-                read[place.name] = tensors[place.name] = leaf.requires_grad_(grad and parameter.requires_grad)
-            elif place.kind == "buffer":
-                tensors[place.name] = buffers[place.name]
-            elif place.kind == "constant" and place.value is not None:
-                tensors[place.name] = _placed(place.value, self._device)
-        return tensors, read
+                box = parameter.detach()
+                value = self._read(stage, place.name, box)
+                alike = alike and value is box
+                found[place.name] = value.detach().requires_grad_(grad and parameter.requires_grad)
+        kept = stage.leaves
+        kept.tensors, kept.parameters = (found, {name: parameters[name] for name in found}) if alike else ({}, {})
+        kept.reduction = None
+        return found
+
+    def _constants_of(self, stage: StageRun) -> dict[str, torch.Tensor]:
+        """The constants of a stage on the rank's device."""
+        for name, value in stage.constants.items():
+            if value.device != self._device:
+                stage.constants[name] = _placed(value, self._device)
+        return stage.constants
 
     def _read(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
         """The parameter as the program reads it."""
-        return stage.stored[name].read(self._box(stage, name, box)).detach()
+        return stage.stored[name].read(self._box(stage, name, box))
 
     def _box(self, stage: StageRun, name: str, box: torch.Tensor) -> torch.Tensor:
         """The parameter as the program keeps it; another program than the trained one may keep it in another layout."""
@@ -359,6 +448,8 @@ class CapturedModel(ParallelModel):
 
     def _write_buffers(self, stage: StageRun, written: Sequence[tuple[Any, ...]]) -> None:
         """New buffer values, once per step: parts of microbatches summed, others as the first gave them."""
+        if not stage.captured.mutations:
+            return
         buffers = dict(self.named_buffers())
         with torch.no_grad():
             for k, name in enumerate(stage.captured.mutations):
@@ -369,11 +460,17 @@ class CapturedModel(ParallelModel):
     # -- sizes and agreement
 
     def _agreed(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, wants: Wants
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        training: bool,
+        wants: Wants,
+        agree: Callable[[Group, Told], list[Told]] = agree,
     ) -> tuple[Runnable, list[Any], dict[sympy.Symbol, int]]:
         """The program for these arguments, their leaves on the device, and the sizes all ranks agreed on."""
         example = normal(args, kwargs)
-        leaves, _, shapes = self._agree(example, (training, wants))
+        leaves, _, shapes = self._agree(example, (training, wants), agree)
         if not leaves and self._may_skip_inputs():
             leaves = [None] * len(self._constants)
             key: tuple[Any, ...] = (training, wants, self._example, self._constants)

@@ -64,7 +64,7 @@ class StepRun:
         self.total = rows_in(runnable.captured, bindings)
         self.at = tuple(bindings.values())
         """The sizes of the step: what was computed for the same ones before is taken again."""
-        self.parameters = dict(model.named_parameters())
+        self.parameters = model._own_parameters()
         self.borrowed: dict[int, dict[str, nn.Parameter]] = {k: {} for k in runnable.stages}
         self.tensors: dict[int, dict[str, Tensor]] = {}
         self.read: dict[int, dict[str, Tensor]] = {}
@@ -91,14 +91,19 @@ class StepRun:
         losses = [pending.done() for pending in self.losses]
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def play(self) -> None:
-        """Run every action in order, then write buffers and wait for what is still being sent."""
+    def play(self, settle: Callable[[], None] = lambda: None) -> None:
+        """Run every action in order, then write buffers and wait for what is still being sent.
+
+        `settle` is called before anything changes that outlives the step.
+        """
         borrowers = {borrower for _, borrower in self.runnable.parameters}
         for k in self.runnable.stages.keys() - borrowers:
             self._stage(k)
         for action in self.runnable.actions:
             with self.model._playing(action):
                 self._PLAYS[action.op](self, action)
+            settle()
+        settle()
         if self.training:
             for k, stage in self.runnable.stages.items():
                 self.model._write_buffers(stage, self.written[k])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -18,6 +20,25 @@ from torch import Tensor
 from whalepy.errors import PlanError
 
 CPU = torch.device("cpu")
+
+
+_AHEAD: ContextVar[Callable[[], None] | None] = ContextVar("ahead", default=None)
+
+
+@contextmanager
+def ahead_of_collectives(check: Callable[[], None]) -> Generator[None]:
+    """Inside, `check` is called ahead of every collective of a group."""
+    token = _AHEAD.set(check)
+    try:
+        yield
+    finally:
+        _AHEAD.reset(token)
+
+
+def _check() -> None:
+    check = _AHEAD.get()
+    if check is not None:
+        check()
 
 
 def _newer(name: str, older: str) -> Any:
@@ -108,6 +129,7 @@ class Group:
         """The same on its way."""
         if self.process_group is None or x.numel() == 0:
             return Pending(None, lambda: x)
+        _check()
         self.sent_bytes += 2 * (self.size - 1) * x.nbytes // self.size
         return Pending(dist.all_reduce(x, op=op, group=self.process_group, async_op=True), lambda: x)
 
@@ -126,6 +148,7 @@ class Group:
         blocks = self.blocks(sizes, max(sizes))
         mine = torch.nn.functional.pad(flat, (0, max(sizes) - flat.numel())) if flat.numel() < max(sizes) else flat
         buffer = flat.new_empty(blocks.total)
+        _check()
         work = _all_gather(_as_bytes(buffer), _as_bytes(mine), group=self.process_group, async_op=True)
         self.sent_bytes += (self.size - 1) * mine.nbytes
         return Pending(work, lambda: buffer), blocks
@@ -141,6 +164,7 @@ class Group:
             parts = self.start_exchange(buffer, blocks, self.blocks([size] * self.size))
             return parts.then(lambda received: received.view(self.size, size).sum(0, dtype=dtype))
         mine = buffer.new_empty(max(blocks.sizes), dtype=dtype)
+        _check()
         work = _reduce_scatter(mine, buffer.to(dtype), group=self.process_group, async_op=True)
         self.sent_bytes += (self.size - 1) * mine.nbytes
         return Pending(work, lambda: mine.narrow(0, 0, size))
@@ -154,6 +178,7 @@ class Group:
         if self.process_group is None:
             return Pending(None, lambda: buffer)
         received = buffer.new_empty(receives.total)
+        _check()
         work = dist.all_to_all_single(
             _as_bytes(received),
             _as_bytes(buffer),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NoReturn
 
 import torch
@@ -65,6 +65,8 @@ class ParallelModel(nn.Module, ABC):
         self._ties: dict[str, str] = {}
         self._stored: dict[str, Stored] = {}
         self._unknown: set[str] = set()
+        self._holders: dict[str, tuple[nn.Module, str]] = {}
+        """Which module has each parameter, and its name there."""
         self._grids: list[Grid] = []
         """Per stage."""
         self._places: dict[int, Placement] = {}
@@ -118,6 +120,11 @@ class ParallelModel(nn.Module, ABC):
         self._started()
         return super().named_parameters(*args, **kwargs)
 
+    def _own_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of `named_parameters`, without a walk through all modules."""
+        found = {name: holder._parameters[last] for name, (holder, last) in self._holders.items()}
+        return {name: parameter for name, parameter in found.items() if parameter is not None}
+
     def _take_place(self, plan: Plan) -> None:
         """Open the plan's groups, in one order on every rank."""
         self._plan = plan
@@ -165,12 +172,15 @@ class ParallelModel(nn.Module, ABC):
             holder = child
         if isinstance(value, nn.Parameter):
             holder._parameters[last] = value
+            self._holders[name] = holder, last
         else:
             holder._buffers[last] = value
 
     # -- arguments of a step
 
-    def _agree(self, example: Arguments, key: tuple[Any, ...]) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
+    def _agree(
+        self, example: Arguments, key: tuple[Any, ...], agree: Callable[[Group, Told], list[Told]] = agree
+    ) -> tuple[list[Any], tuple[int | None, ...], list[Shape]]:
         """Leaves on the device, their batch dims, and the shapes of the whole step that all ranks agreed on."""
         self._started()
         if self._unknown:

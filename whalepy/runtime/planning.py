@@ -17,6 +17,7 @@ from whalepy.errors import AnnotationError, PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.detect import RankReport, match_ranks, report_this_rank, spec_from_reports
 from whalepy.planner.annotation import Chosen, scopes_of
+from whalepy.planner.cost import Network
 from whalepy.planner.decide import Cut, Orders
 from whalepy.planner.loading import check_devices
 from whalepy.planner.mesh import arrange
@@ -289,6 +290,8 @@ def planned(
     orders = None if given is None else [stage.orders for stage in given.stages]
     cut = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
     main, found = cut.main, cut.orders
+    network = Network(spec, range(len(spec.devices)))
+    delays = [()] * len(main.stages) if given is None else [stage.delay_bytes for stage in given.stages]
     stages = tuple(
         stage_plan(
             made.decisions,
@@ -298,8 +301,11 @@ def planned(
             rank_of=tuple(placed.index(d) for d in devices),
             devices=devices,
             outer=_outer_levels(made, arrangement) if arrangement.stages else None,
+            delay_bytes=told or network.delays(made.decisions.mesh, devices),
         )
-        for made, order, own_speeds, devices in zip(main.stages, found, by_stage, arrangement.devices, strict=True)
+        for made, order, own_speeds, devices, told in zip(
+            main.stages, found, by_stage, arrangement.devices, delays, strict=True
+        )
     )
     made = Plan(
         stages,

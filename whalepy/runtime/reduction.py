@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,9 @@ from whalepy.runtime.kernels import convert, start_sum
 from whalepy.runtime.storage import Stored
 
 BUCKET_BYTES = 25 * 2**20
-"""Gradients that are reduced over the same levels share buffers of this size (DistributedDataParallel's default)."""
-_PARTS = 2
-"""Of gradients that are reduced early at least so many buckets are made, so that not all is waited for at the end. It
-matters for gradients of less than two full buckets; more parts were no faster on CPUs (benchmarks/data_parallel.py)."""
+"""Where smaller buckets win nothing: what is summed lies in memory twice (the default of DistributedDataParallel)."""
 _LEAST_BYTES = 2**20
-"""Smaller buckets take as long for what they wait as for what they move."""
+"""Smaller buckets cost the host more than they win."""
 
 
 @dataclass(eq=False)
@@ -42,8 +40,9 @@ class Bucket:
 class Reduction:
     """Adds the gradients of `leaves` to those of `parameters`; `stored` in the order in which gradients come.
 
-    `early`: during the backward pass that `watch` is called ahead of, over groups that are not among `busy`, those that
-    backward passes themselves communicate over. Collective.
+    `delays`: bytes that a group sums in the time that a sum of nothing takes (`StagePlan.delay_bytes`). `early`:
+    during the backward pass that `watch` is called ahead of, over groups that are not among `busy`, those that backward
+    passes themselves communicate over. Collective.
     """
 
     def __init__(
@@ -51,6 +50,7 @@ class Reduction:
         stored: Sequence[Stored],
         leaves: Mapping[str, Tensor],
         parameters: Mapping[str, nn.Parameter],
+        delays: Mapping[Group, int | None],
         *,
         early: bool = False,
         busy: Collection[Group] = (),
@@ -59,24 +59,29 @@ class Reduction:
         learning = [entry for entry in stored if entry.name in leaves and leaves[entry.name].requires_grad]
         plain = [entry for entry in learning if entry.summed_over is not None]
         self.others = [entry for entry in learning if entry.summed_over is None]
-        self.buckets = list(self._bucketed(plain, early=early))
+        self.buckets = list(self._bucketed(plain, delays))
         self.early = [b for b in self.buckets if early and b.groups and not set(b.groups) & set(busy)]
         self.next = 0
-
-    def watch(self) -> None:
-        """From here on, in the last backward pass of a step, a bucket that is full is reduced at once."""
+        self.before: dict[str, int | None] | None = None
+        """How often each gradient had changed ahead of the backward pass that is watched; None: none is."""
         me = weakref.ref(self)  # Python does not see that a tensor holds its hooks: a ring of both would never go
 
-        def came(bucket: Bucket, name: str, before: int | None, leaf: Tensor) -> None:
+        def came(bucket: Bucket, name: str, leaf: Tensor) -> None:
             reduction = me()
-            if reduction is not None and _version(leaf) != before:  # torch calls where no gradient came, too
-                reduction._came(bucket, name)
+            before = None if reduction is None else reduction.before
+            if reduction is None or before is None or _version(leaf) == before[name]:
+                return  # torch calls where no gradient came, too
+            reduction._came(bucket, name)
 
         for bucket in self.early:
             for entry in bucket.entries:
-                leaf = self.leaves[entry.name]
-                told = partial(came, bucket, entry.name, _version(leaf))
-                leaf.register_post_accumulate_grad_hook(told)
+                leaves[entry.name].register_post_accumulate_grad_hook(partial(came, bucket, entry.name))
+
+    def watch(self) -> None:
+        """From here on, in the last backward pass of a step, a bucket that is full is reduced at once."""
+        for bucket in self.early:
+            bucket.missing = {entry.name for entry in bucket.entries}
+        self.before = {entry.name: _version(self.leaves[entry.name]) for b in self.early for entry in b.entries}
 
     def finish(self) -> None:
         """Reduce what is left, and wait for what is on its way.
@@ -93,6 +98,14 @@ class Reduction:
             if bucket not in self.early:
                 self._start(bucket)
             self._end(bucket)
+        self.forget()
+
+    def forget(self) -> None:
+        """As ahead of a step."""
+        self.next, self.before = 0, None
+        for bucket in self.buckets:
+            bucket.summing = None
+            bucket.parts.clear()
 
     def _came(self, bucket: Bucket, name: str) -> None:
         bucket.missing.discard(name)
@@ -130,16 +143,26 @@ class Reduction:
         gradient, leaf.grad = leaf.grad, None
         return gradient
 
-    def _bucketed(self, entries: Iterable[Stored], *, early: bool) -> Iterable[Bucket]:
+    def _bucketed(self, entries: Iterable[Stored], delays: Mapping[Group, int | None]) -> Iterable[Bucket]:
         alike: dict[tuple[tuple[Group, ...], torch.dtype], list[Stored]] = {}
         for entry in entries:
             groups = tuple(g for g in entry.summed_over or () if g.size > 1)
             alike.setdefault((groups, self.leaves[entry.name].dtype), []).append(entry)
         for (groups, _), members in alike.items():
             sizes = [self.leaves[entry.name].nbytes for entry in members]
-            most = max(min(BUCKET_BYTES, sum(sizes) // _PARTS), _LEAST_BYTES) if early else BUCKET_BYTES
+            most = max((bucket_bytes(sum(sizes), delays[group]) for group in groups), default=BUCKET_BYTES)
             for bucket in _cut(members, sizes, most):
                 yield Bucket(tuple(bucket), groups, {entry.name for entry in bucket})
+
+
+def bucket_bytes(total: int, delay: int | None) -> int:
+    """The size of buckets of so many bytes of gradients, over links of this bandwidth-delay product.
+
+    Of n equal buckets each waits once, and the last one, of total / n, is moved when the backward pass is over. In
+    bytes that links move meanwhile that is n * delay + total / n: least where total / n is the geometric mean of both.
+    None: nothing is moved while the backward pass computes.
+    """
+    return BUCKET_BYTES if delay is None else max(isqrt(total * delay), _LEAST_BYTES)
 
 
 def _version(leaf: Tensor) -> int | None:

@@ -9,7 +9,9 @@ from whalepy.errors import WhaleError
 from whalepy.runtime.agreement import gather_objects
 from whalepy.runtime.groups import Group
 
-Switch = Literal["early-reduction", "asynchronous-bridges", "gradients-during-bridges", "kept-memory"]
+Switch = Literal[
+    "early-reduction", "asynchronous-bridges", "gradients-during-bridges", "kept-memory", "asynchronous-agreement"
+]
 _VARIABLE = "WHALEPY_OFF"
 
 
