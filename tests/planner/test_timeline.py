@@ -180,3 +180,34 @@ def test_more_bytes_never_take_less_time(kind: str) -> None:
     route = Route(6, 3, 1e10, 1e-6, 1e9, 1e-5)
     times = [route.seconds(kind, size) for size in (0, 1, 10**3, 10**6, 10**9)]
     assert times == sorted(times) and times[0] > 0
+
+
+# -- bandwidth-delay products
+
+
+def _nodes(cluster: str) -> Network:
+    spec = ClusterSpec.load(cluster)
+    return Network(spec, range(len(spec.devices)))
+
+
+def test_the_delay_of_a_route_is_what_an_all_reduce_of_nothing_would_have_moved() -> None:
+    route = Route(8, 1, 1e9, 1e-5)
+    assert route.delay_bytes == 34286  # 6e-5 s of 1e9 bytes/s, of which a byte of gradient takes 2 * 7/8
+    total = 10**9
+    sent = round(2 * 7 / 8 * total)
+    assert route.seconds("all-reduce", sent) == pytest.approx(6e-5 * (1 + total / route.delay_bytes), rel=1e-4)
+    assert Route(1, 1, 1e9, 1e-5).delay_bytes == 0
+
+
+def test_the_delays_of_a_mesh_are_those_of_its_levels() -> None:
+    network = _nodes("2x4xA100-SXM4-80GB @ 100Gbit/s")
+    between, inside = network.delays((2, 4), range(8))
+    assert between == network.route([0, 4], beside=4).delay_bytes  # four pairs share the link of a node
+    assert inside == network.route(range(4)).delay_bytes
+    assert network.delays((8,), range(8)) == (network.route(range(8)).delay_bytes,)
+    assert network.delays((4,), range(4, 8)) == (inside,)
+    assert network.delays((), ()) == ()
+
+
+def test_cpus_do_not_compute_while_collectives_are_under_way() -> None:
+    assert _nodes("4xcpu").delays((2, 2), range(4)) == (None, None)

@@ -109,9 +109,7 @@ def _after_a_failure() -> bool:
     torch.manual_seed(0)
     local, batch = Mlp(), torch.randn(12, 16)
     scopes = {"": whalepy.replicate(2)}
-    parallel = whalepy.compile(
-        whalepy.annotate(copy.deepcopy(local), scopes), "2xcpu", (batch,), microbatches=2
-    )
+    parallel = whalepy.compile(whalepy.annotate(copy.deepcopy(local), scopes), "2xcpu", (batch,), microbatches=2)
     reduce = StepRun._PLAYS["REDUCE"]
 
     def fails(run: Any, action: Any) -> None:

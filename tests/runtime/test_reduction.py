@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,3 +228,33 @@ def _turned_off(texts: list[str]) -> Any:
 )
 def test_ranks_turn_off_the_same(workers: Pool, texts: list[str], told: Any) -> None:
     assert workers.run(2, _turned_off, texts) == [told] * 2
+
+
+@pytest.mark.parametrize(("total", "delay"), [(500 * 10**6, 10**6), (4 * 10**9, 34286), (10**8, 10**7)])
+def test_no_other_number_of_buckets_takes_less_time(total: int, delay: int) -> None:
+    """Of the latencies of n collectives, and what is moved when the backward pass is over, in bytes of the links."""
+
+    def seconds(buckets: int) -> float:
+        return buckets * delay + total / buckets
+
+    size = reduction.bucket_bytes(total, delay)
+    assert size > 2**20
+    best = min(seconds(n) for n in range(1, 1000))
+    assert seconds(max(round(total / size), 1)) == pytest.approx(best, rel=1e-3)
+
+
+def test_buckets_have_a_least_size() -> None:
+    assert reduction.bucket_bytes(10**8, 0) == 2**20
+    assert reduction.bucket_bytes(10**8, None) == reduction.BUCKET_BYTES
+
+
+def test_the_plan_says_how_large_buckets_are_and_may_be_changed(tmp_path: Path) -> None:
+    model, batch = whalepy.annotate(Layers(), {"": whalepy.replicate(2)}), (torch.zeros(12, 16),)
+    plan = whalepy.plan(model, "2xA100-SXM4-80GB", batch)
+    (delay,) = plan.stages[0].delay_bytes
+    assert delay is not None and delay > 0
+    changed = replace(plan, stages=(replace(plan.stages[0], delay_bytes=(7,)),))
+    changed.save(tmp_path / "changed.plan")
+    again = whalepy.plan(model, "2xA100-SXM4-80GB", batch, plan=tmp_path / "changed.plan")
+    assert again.stages[0].delay_bytes == (7,)
+    assert whalepy.plan(model, "2xcpu", batch).stages[0].delay_bytes == (None,)
