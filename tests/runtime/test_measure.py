@@ -9,7 +9,7 @@ from whalepy.runtime import measure
 from whalepy.runtime.measure import Effort, Step, measure_device, seconds_of
 
 CPU = torch.device("cpu")
-TINY = Effort(0.002, (8, 16), ("float32", "bfloat16"), (2**12, 2**14))
+TINY = Effort(0.05, (8, 16), ("float32", "bfloat16"), (2**12, 2**14))
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def test_everything_is_measured_in_order_of_size() -> None:
     sizes = {name: [point.size for point in row] for name, row in measured.memory.items()}
     # An addition reads two and writes one, the others read one and write one.
     assert sizes.pop("add") == [3 * 2**12, 3 * 2**14]
-    assert sizes == {name: [2 * 2**12, 2 * 2**14] for name in ("copy", "layer_norm", "softmax", "batch_norm")}
+    others = ("copy", "layer_norm", "softmax", "batch_norm", "silu", "exp", "tanh")
+    assert sizes == {name: [2 * 2**12, 2 * 2**14] for name in others}
     assert measured.launch_s
     assert measured.host_bandwidth is None
     points = [point for row in (*measured.products.values(), *measured.memory.values()) for point in row]
@@ -63,7 +64,7 @@ def test_a_dtype_that_the_device_refuses_is_left_out(monkeypatch: pytest.MonkeyP
 def test_sizes_end_where_a_call_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "seconds_of", lambda call, device, seconds: 1.0)
     measured = measure_device(CPU)
-    assert [len(row) for row in (*measured.products.values(), *measured.memory.values())] == [1] * 7
+    assert [len(row) for row in (*measured.products.values(), *measured.memory.values())] == [1] * 10
 
 
 def test_a_slow_call_runs_twice_and_no_more() -> None:

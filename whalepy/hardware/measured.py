@@ -15,7 +15,7 @@ BY_RANKS = "measured by its ranks"
 FLOPS_PER_BYTE = 40.0
 KIND_OF = {
     "layer_norm": "normalise", "softmax": "normalise", "batch_norm": "batch norm",
-    "gelu": "exponential", "exp": "exponential", "tanh": "tanh",
+    "silu": "exponential", "exp": "exponential", "tanh": "tanh",
 }  # fmt: skip
 """Operators bound by memory that stand for a kind of their own: they read what they are given more than once, or take
 longer for what they compute."""

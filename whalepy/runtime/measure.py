@@ -33,7 +33,7 @@ class Effort:
     sides: tuple[int, ...]  # of square matrices
     dtypes: tuple[str, ...]
     tensor_bytes: tuple[int, ...]  # of one operand of an elementwise operator
-    operators: tuple[str, ...] = ("add", "copy", "layer_norm", "softmax", "batch_norm", "gelu", "exp", "tanh")
+    operators: tuple[str, ...] = ("add", "copy", "layer_norm", "softmax", "batch_norm", "silu", "exp", "tanh")
     kinds_in: str = "float32"  # the dtype of the operators that are measured apart
     rows: tuple[int, ...] = ()  # of the batches that these are given
 
@@ -197,7 +197,7 @@ _ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # results are n
     "copy": lambda x, y: x.clone(),
     "layer_norm": lambda x, y: torch.nn.functional.layer_norm(x, (_COLUMNS,)),
     "softmax": lambda x, y: torch.softmax(x, -1),
-    "gelu": lambda x, y: torch.nn.functional.gelu(x),
+    "silu": lambda x, y: torch.nn.functional.silu(x),
     "exp": lambda x, y: torch.exp(x),
     "tanh": lambda x, y: torch.tanh(x),
     "batch_norm": lambda x, y: torch.nn.functional.batch_norm(x.view(-1, *_IMAGE), None, None, training=True),
