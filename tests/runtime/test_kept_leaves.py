@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,12 +105,14 @@ def test_gradients_after_a_change(workers: Pool, what: str) -> None:
     assert workers.run(2, _steps, what, {"": whalepy.replicate(2)}) == [(kept, True)] * 2
 
 
-def _after_a_failure() -> bool:
+def _after_a_failure(off: str) -> bool:
     """A step that fails in its backward pass leaves nothing behind that the next one would add."""
     torch.manual_seed(0)
     local, batch = Mlp(), torch.randn(12, 16)
     scopes = {"": whalepy.replicate(2)}
-    parallel = whalepy.compile(whalepy.annotate(copy.deepcopy(local), scopes), "2xcpu", (batch,), microbatches=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "WHALEPY_OFF", off)
+        parallel = whalepy.compile(whalepy.annotate(copy.deepcopy(local), scopes), "2xcpu", (batch,), microbatches=2)
     reduce = StepRun._PLAYS["REDUCE"]
 
     def fails(run: Any, action: Any) -> None:
@@ -129,8 +132,9 @@ def _after_a_failure() -> bool:
     return True
 
 
-def test_a_step_that_failed_leaves_no_gradient(workers: Pool) -> None:
-    assert workers.run(2, _after_a_failure) == [True, True]
+@pytest.mark.parametrize("off", ["", "early-reduction"])
+def test_a_step_that_failed_leaves_no_gradient(workers: Pool, off: str) -> None:
+    assert workers.run(2, _after_a_failure, off) == [True, True]
 
 
 def _constants() -> list[bool]:
