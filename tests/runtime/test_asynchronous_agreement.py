@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.pool import Pool
 from whalepy.errors import BatchError
 from whalepy.runtime import agreement, steps
 from whalepy.runtime.agreement import Agreement
-from whalepy.runtime.groups import start_process_group
+from whalepy.runtime.groups import ahead_of_collectives, start_process_group
 
 
 class Classes(nn.Module):
@@ -36,13 +37,13 @@ def _batch(rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 16), y
 
 
-def _compiled(off: str, scopes: dict[str, Any]) -> tuple[Any, nn.Module]:
+def _compiled(off: str, scopes: dict[str, Any], devices: str = "1xcpu + 1xcpu*0.5") -> tuple[Any, nn.Module]:
     torch.manual_seed(0)
     model = Classes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "WHALEPY_OFF", off)
         made = whalepy.annotate(copy.deepcopy(model), scopes)
-        return whalepy.compile(made, "1xcpu + 1xcpu*0.5", _batch(12)), model
+        return whalepy.compile(made, devices, _batch(12)), model
 
 
 def _check(parallel: Any, model: nn.Module, rows: int) -> None:
@@ -157,3 +158,53 @@ def _wrong_on_rank_1() -> list[str]:
 def test_an_error_of_one_rank_is_raised_on_all(workers: Pool) -> None:
     first, second = workers.run(2, _wrong_on_rank_1)
     assert first == second and len(first) == 6
+
+
+class Unsettled(Exception):
+    pass
+
+
+def _ahead(padded: bool) -> list[int]:
+    """What a rank has sent where nothing may be sent yet, by each collective; every one of them has to ask."""
+    group = start_process_group(torch.device("cpu"))
+    group.sums_by_exchange = not padded
+    sizes = [3, 3] if padded else [5, 0]
+    own, whole = torch.ones(sizes[group.position]), torch.ones(sum(sizes))
+    blocks = group.blocks(sizes)
+    scattered = group.scatter_blocks(sizes)
+    calls: list[Callable[[], Any]] = [
+        lambda: group.all_reduce(whole),
+        lambda: group.all_gather(own, sizes),
+        lambda: group.reduce_scatter(torch.ones(scattered.total), scattered, torch.float32),
+        lambda: group.exchange(whole, blocks, group.blocks([own.numel()] * 2)),
+    ]
+
+    def refuse() -> None:
+        raise Unsettled
+
+    sent: list[int] = []
+    for call in calls:
+        group.sent_bytes = 0
+        with ahead_of_collectives(refuse), pytest.raises(Unsettled):
+            call()
+        sent.append(group.sent_bytes)
+    for call in calls:  # outside, nobody asks
+        call()
+    return sent
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_every_collective_asks_first(workers: Pool, padded: bool) -> None:
+    assert workers.run(2, _ahead, padded) == [[0] * 4] * 2
+
+
+def _with_an_idle_rank() -> bool:
+    """Two pairs of leaves, three ranks: the last one has no rows, and hears of the step all the same."""
+    parallel, model = _compiled("", {"": [whalepy.cluster([[0, 1]]), whalepy.replicate(2)]}, "3xcpu")
+    for rows in (12, 12, 9, 9, 12):
+        _check(parallel, model, rows)
+    return parallel.plan.idle == (2,)
+
+
+def test_a_rank_that_is_idle_agrees_too(workers: Pool) -> None:
+    assert workers.run(3, _with_an_idle_rank) == [True] * 3

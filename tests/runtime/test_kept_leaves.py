@@ -65,13 +65,14 @@ CHANGES: dict[str, tuple[Change, bool]] = {
 """What happens between two steps, and whether leaves are kept over it."""
 
 
-def _steps(what: str, scopes: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether the leaves of the next step are the same, and whether all gradients equal the local model's."""
+def _steps(what: str) -> bool:
+    """Whether leaves are kept over a change; all gradients have to equal the local model's."""
     change, _ = CHANGES[what]
     torch.manual_seed(0)
     local = Mlp()
     batch = torch.randn(12, 16)
-    parallel = whalepy.compile(whalepy.annotate(copy.deepcopy(local), scopes), "1xcpu + 1xcpu*0.5", (batch,))
+    model = whalepy.annotate(copy.deepcopy(local), {"": whalepy.replicate(2)})
+    parallel = whalepy.compile(model, "1xcpu + 1xcpu*0.5", (batch,))
     seen: list[dict[str, Tensor]] = []
     play = StepRun.play
 
@@ -96,13 +97,13 @@ def _steps(what: str, scopes: dict[str, Any]) -> tuple[bool, bool]:
             assert whole[name] is None
         else:
             torch.testing.assert_close(whole[name], parameter.grad)
-    return first == second, True
+    return first == second
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_gradients_after_a_change(workers: Pool, what: str) -> None:
     _, kept = CHANGES[what]
-    assert workers.run(2, _steps, what, {"": whalepy.replicate(2)}) == [(kept, True)] * 2
+    assert workers.run(2, _steps, what) == [kept] * 2
 
 
 def _after_a_failure(off: str) -> bool:
@@ -137,8 +138,8 @@ def test_a_step_that_failed_leaves_no_gradient(workers: Pool, off: str) -> None:
     assert workers.run(2, _after_a_failure, off) == [True, True]
 
 
-def _constants() -> list[bool]:
-    """Whether what is gathered for a step is there after it: never, nothing of it is kept."""
+def _kept() -> list[bool]:
+    """Of each leaf that is kept, whether it is the memory of its parameter."""
     torch.manual_seed(0)
     batch = torch.randn(12, 16)
     parallel: Any = whalepy.compile(whalepy.annotate(Mlp(), {"": whalepy.split(2)}), "2xcpu", (batch,))
@@ -150,5 +151,5 @@ def _constants() -> list[bool]:
 
 
 def test_only_what_is_the_memory_of_a_parameter_is_kept(workers: Pool) -> None:
-    for kept in workers.run(2, _constants):
+    for kept in workers.run(2, _kept):
         assert kept and all(kept)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import whalepy
 from tests.pool import Pool
 from whalepy.dryrun.silent import SilentGroup
-from whalepy.errors import WhaleError
+from whalepy.errors import PlanError, WhaleError
 from whalepy.runtime import reduction
 from whalepy.runtime.bridge import Move
 from whalepy.runtime.groups import start_process_group
@@ -258,3 +258,11 @@ def test_the_plan_says_how_large_buckets_are_and_may_be_changed(tmp_path: Path) 
     again = whalepy.plan(model, "2xA100-SXM4-80GB", batch, plan=tmp_path / "changed.plan")
     assert again.stages[0].delay_bytes == (7,)
     assert whalepy.plan(model, "2xcpu", batch).stages[0].delay_bytes == (None,)
+
+
+def test_a_plan_with_delays_of_other_levels_is_not_read() -> None:
+    plan = whalepy.plan(whalepy.annotate(Layers(), {"": whalepy.replicate(2)}), "2xcpu", (torch.zeros(12, 16),))
+    wrong = replace(plan, stages=(replace(plan.stages[0], delay_bytes=(7, 7)),))
+    with pytest.raises(PlanError) as raised:
+        type(plan).from_json(wrong.to_json())
+    assert "2 delay_bytes for 1 levels\n  fix: save it again" in str(raised.value)

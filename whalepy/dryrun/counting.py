@@ -169,7 +169,8 @@ _KINDS = ("convolution", "attention")
 _NORMALISES = re.compile(r"(layer|batch|group|rms)_norm|softmax")
 # Backward passes from the result alone are products: those of tanh and sigmoid.
 _EXPONENTIALS = re.compile(
-    r"(exp|exp2|expm1|log|log1p|log2|erf|sin|cos|sigmoid|log_sigmoid_forward|(gelu|silu|softplus|mish)(_backward)?)_?"
+    r"(exp|exp2|expm1|log|log10|log1p|log2|logaddexp|logsumexp|erf|erfc|sin|cos|tan|sinh|cosh|sigmoid|"
+    r"log_sigmoid_forward|(gelu|silu|softplus|mish|elu)(_backward)?)_?"
 )
 
 

@@ -69,6 +69,7 @@ class Leaves:
             if (
                 parameter is not self.parameters[name]
                 or parameter.data_ptr() != leaf.data_ptr()
+                or parameter.dtype != leaf.dtype
                 or parameter.shape != leaf.shape
                 or parameter.stride() != leaf.stride()
                 or leaf.requires_grad != (grad and parameter.requires_grad)

@@ -31,8 +31,8 @@ class Bucket:
 
     entries: tuple[Stored, ...]
     groups: tuple[Group, ...]
-    missing: set[str]
-    """Parameters whose gradients are not there yet."""
+    missing: set[str] = field(default_factory=set[str])
+    """Parameters whose gradients are not there yet, in a backward pass that is watched."""
     summing: Pending | None = None
     parts: list[tuple[nn.Parameter, torch.Size]] = field(default_factory=list[tuple[nn.Parameter, torch.Size]])
 
@@ -152,7 +152,7 @@ class Reduction:
             sizes = [self.leaves[entry.name].nbytes for entry in members]
             most = max((bucket_bytes(sum(sizes), delays[group]) for group in groups), default=BUCKET_BYTES)
             for bucket in _cut(members, sizes, most):
-                yield Bucket(tuple(bucket), groups, {entry.name for entry in bucket})
+                yield Bucket(tuple(bucket), groups)
 
 
 def bucket_bytes(total: int, delay: int | None) -> int:
