@@ -15,7 +15,7 @@ from typing import Any
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.devices import GIB, DeviceProfile, known_profiles
 from whalepy.planner.block_table import BlockWork, Lent, Way
-from whalepy.planner.form import Limits
+from whalepy.planner.form import Limits, Width
 from whalepy.planner.work import Event, Holdings
 
 MIB = 2**20
@@ -297,6 +297,9 @@ def limits(draw: Random, spec: ClusterSpec, table: Blocks) -> Limits:
     """What a search may choose from; half of them anything."""
     if draw.random() < 0.5:
         return Limits(filled=draw.choice((0.84, 1.0)))
+    if draw.random() < 0.1:
+        wide = [Width(draw.randint(1, 3), draw.choice((1, 1, 2))) for _ in range(draw.randint(2, 4))]
+        return Limits(widths=tuple(wide), filled=draw.choice((0.84, 1.0)))
     copies = sometimes(draw, 0.25, draw.randint(1, len(spec.devices)))
     chunks = draw.choice((1, 1, 1, 2, 3))
     shares = sometimes(draw, 0.15, tuple(draw.choice((1.0, 2.0, 0.5, 7.0)) for _ in range(copies or 2)))

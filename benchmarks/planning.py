@@ -108,7 +108,7 @@ def timed(name: str, devices: int, found: Surveyed, cluster: ClusterSpec) -> Mea
 
 def described(choice: Choice) -> str:
     """The plan in a few words."""
-    return f"{name_of(choice)}, {choice.microbatches} microbatches, recompute {choice.way.recompute}"
+    return f"{name_of(choice)}, {choice.microbatches} microbatches, recompute {choice.recompute}"
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.hardware.layer_profile import LayerEntry, LayerFile
 from whalepy.planner.block_table import Way
 from whalepy.planner.forecast import REPORT
-from whalepy.planner.form import Limits
+from whalepy.planner.form import Limits, Width
 from whalepy.planner.plan import Plan
 from whalepy.planner.schedule.actions import SENDS, Action, Crossing, Lending, parse
 from whalepy.planner.schedule.kinds import compute_actions
@@ -177,28 +177,35 @@ def _of_form(choice: Choice, table: Blocks, spec: ClusterSpec, limits: Limits) -
         yield f"devices {used} are used twice, or counted wrongly"
     for unit in (unit for group in choice.groups for unit in group):
         own = [spec.devices[k] for k in unit.devices]
-        if len(own) != choice.way.split or len({(kind_of(one), one.node) for one in own}) > 1:
-            yield f"unit {unit} is no {choice.way.split} like devices of one node"
+        if len({(kind_of(one), one.node) for one in own}) > 1:
+            yield f"unit {unit} is not of like devices of one node"
     if sum(choice.sizes) != len(table.order) or min(choice.sizes) < 1:
         yield f"stages of {choice.sizes} blocks of {len(table.order)}"
     if sum(choice.rows) != table.rows or min(choice.rows) < 1:
         yield f"copies have rows {choice.rows} of {table.rows}"
-    copies = {len(group) for group in choice.groups}
-    if copies != {len(choice.rows)} or len(choice.groups) * limits.chunks != len(choice.sizes):
-        yield f"{len(choice.groups)} groups of {copies} units for {len(choice.sizes)} stages in {choice.copies} copies"
-    if len(choice.sizes) > 1 and choice.microbatches > min(choice.rows):
-        yield f"{choice.microbatches} microbatches of rows {choice.rows}"
+    units = {len(group) for group in choice.groups}
+    alike = units == {len(choice.rows)}
+    parts = choice.copies == 1 and all(len({unit.kind for unit in group}) == 1 for group in choice.groups)
+    if not (alike or parts) or len(choice.groups) * limits.chunks != len(choice.sizes):
+        yield f"{len(choice.groups)} groups of {units} units for {len(choice.sizes)} stages in {choice.copies} copies"
+    if any(len({len(unit.devices) for unit in group}) > 1 for group in choice.groups):
+        yield f"units of one stage are split over unlike numbers of devices: {choice.groups}"
+    most = max(width.replicate for width in choice.widths)
+    if len(choice.sizes) > 1 and choice.microbatches * most > min(choice.rows):
+        yield f"{choice.microbatches} microbatches of rows {choice.rows}, in {most} parts"
 
 
 def _of_limits(choice: Choice, limits: Limits) -> Iterator[str]:
     asked = (limits.stages, limits.replicate, limits.split, limits.microbatches)
-    got = (len(choice.sizes), choice.copies, choice.way.split, choice.microbatches)
+    got = (len(choice.sizes), choice.copies, choice.split, choice.microbatches)
     if any(want is not None and want != have for want, have in zip(asked, got, strict=True)):
         yield f"{asked} was asked for, {got} is the choice"
+    if limits.widths is not None and choice.widths != limits.widths:
+        yield f"widths {limits.widths} were asked for, {choice.widths} is the choice"
     if not limits.in_time and limits.microbatches is None and choice.microbatches > 1:
         yield f"{choice.microbatches} microbatches of what cannot be cut into any"
-    if (choice.zero, choice.way.recompute) not in limits.savings:
-        yield f"ZeRO {choice.zero}, recompute {choice.way.recompute} of {limits.savings}"
+    if (choice.zero, choice.recompute) not in limits.savings:
+        yield f"ZeRO {choice.zero}, recompute {choice.recompute} of {limits.savings}"
     if limits.equal and limits.shares is None and max(choice.rows) - min(choice.rows) > 1:
         yield f"equal rows are {choice.rows}"
     if not 0 < choice.filled <= limits.filled * (1 + NEAR):
@@ -242,12 +249,12 @@ def _lent(choice: Choice, table: Blocks) -> tuple[tuple[int, int], ...]:
 
 def _over(choice: Choice, table: Blocks, spec: ClusterSpec, flying: Mapping[int, int], limits: Limits) -> Iterator[str]:
     """Devices whose memory is not enough for their stages, by another sum than that of the search."""
-    works = {rows: _works(choice, table, rows) for rows in {math.ceil(n / choice.microbatches) for n in choice.rows}}
     starts = [0, *accumulate(choice.sizes)]
-    for g, group in enumerate(choice.groups):
-        for unit, rows in zip(group, choice.rows, strict=True):
+    for g, (group, width) in enumerate(zip(choice.groups, choice.widths, strict=True)):
+        for number, unit in enumerate(group):
             held, most = 0.0, 0.0
-            own = works[math.ceil(rows / choice.microbatches)]
+            rows = math.ceil(choice.rows[number // width.replicate] / choice.microbatches)
+            own = _works(choice, table, width, math.ceil(rows / width.replicate))
             for k in range(g, len(choice.sizes), len(choice.groups)):
                 blocks = [own[b] for b in table.order[starts[k] : starts[k + 1]]]
                 held += sum(static + flying[k] * saved for static, saved, _ in blocks)
@@ -255,11 +262,11 @@ def _over(choice: Choice, table: Blocks, spec: ClusterSpec, flying: Mapping[int,
             yield from _too_much(spec.devices[unit.devices[0]], held + most, limits.filled)
 
 
-def _works(choice: Choice, table: Blocks, rows: int) -> list[tuple[float, float, float]]:
+def _works(choice: Choice, table: Blocks, width: Width, rows: int) -> list[tuple[float, float, float]]:
     """Per block: bytes all the time, per microbatch in flight, and within it."""
-    sharding = Sharding(choice.zero, choice.copies if choice.zero else 1)
+    sharding = Sharding(choice.zero, choice.copies * width.replicate if choice.zero else 1)
     found: list[tuple[float, float, float]] = []
-    for work in table.works(choice.way, rows):
+    for work in table.works(Way(width.split, choice.recompute, choice.microbatches > 1), rows):
         kept = sharding.kept(work.holdings)
         static = kept.parameters + kept.copies + max(kept.first_gradients, kept.gradients) + kept.optimizer
         found.append((static, work.saved, work.peak))

@@ -26,6 +26,7 @@ from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Balance, Options
 from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.form import parse_widths
 from whalepy.primitives import scopes_on
 from whalepy.runtime.build import Recipe
 
@@ -54,6 +55,9 @@ CASES = {
     "replicate 2 > 2 stages": (Options(stages=2, replicate=2), "4xT4"),
     "replicate 2 > 2 stages > split 2": (Options(stages=2, replicate=2, split=2), "8xT4"),
     "2 stages > split 4": (Options(stages=2, replicate=1, split=4), "8xT4"),
+    "2 stages of 2 and 1 devices": (Options(stages=2, widths=parse_widths("2,1")), "3xT4"),
+    "3 stages of 1 (2 times) and 2x2 devices": (Options(stages=3, widths=parse_widths("2*1,2x2")), "6xT4"),
+    "2 stages of 2 (2 times) devices": (Options(stages=2, widths=parse_widths("2,2")), "4xT4"),
     "4 stages": (Options(stages=4, replicate=1, schedule="interleaved:2"), "2xT4"),
 }
 
@@ -106,6 +110,11 @@ def test_faster_devices_get_more_blocks() -> None:
             Options(stages=3, schedule="interleaved:2"),
             4,
             "--schedule interleaved:2 wants a multiple of 2 stages, not 3",
+        ),
+        (
+            Options(stages=3, widths=parse_widths("2,1x2,1")),
+            4,
+            "--widths 2,1x2,1 needs 5 devices, 4 are there",
         ),
         (Options(stages=2, shares=(1.0, 2.0, 3.0)), 4, "3 shares for 2 replicas"),
     ],

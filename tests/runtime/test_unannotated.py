@@ -13,6 +13,8 @@ import whalepy
 from tests import pipelines
 from tests.exactness import Run, compare
 from tests.pool import Pool
+from whalepy.dryrun.run import Request, run
+from whalepy.planner.form import parse_widths
 from whalepy.planner.plan import Plan
 from whalepy.primitives import scopes_on
 
@@ -102,6 +104,25 @@ def test_it_trains_exactly(workers: Pool, tmp_path: Path, spec: str) -> None:
         spec = str(tmp_path / "slow.json")
         Path(spec).write_text(json.dumps(LINK))
     compare(workers, Run(pipelines.gpt2, dict[str, Any], 3 if spec.startswith("2xcpu") else 2, spec=spec))
+
+
+FACTORY = """
+from tests import pipelines
+
+def factory():
+    model, batches = pipelines.gpt2()
+    return model, batches[0]
+"""
+
+
+@pytest.mark.parametrize(("widths", "spec"), [("2,1", "3xcpu"), ("1,1x2", "2xcpu + 1xcpu*0.5"), ("1,2", "3xcpu")])
+def test_stages_of_unlike_widths_train_exactly(workers: Pool, tmp_path: Path, widths: str, spec: str) -> None:
+    (tmp_path / "train.py").write_text(FACTORY)
+    asked = Request(f"{tmp_path}/train.py:factory", spec, widths=parse_widths(widths), microbatches=3)
+    _, plan = run(asked, lambda _: None)
+    assert plan is not None and [stage.mesh for stage in plan.stages] in ([(2,), (1,)], [(1,), (2,)])
+    plan.save(tmp_path / "wide.plan")
+    compare(workers, Run(pipelines.gpt2, dict[str, Any], 3, spec=spec, options={"plan": str(tmp_path / "wide.plan")}))
 
 
 def test_a_step_that_cannot_be_rehearsed_takes_all_devices_side_by_side() -> None:

@@ -55,6 +55,14 @@ def plan(
         int | None,
         typer.Option("--stages", help="Cut the blocks into so many stages. Default: chosen, or as annotated"),
     ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            "--widths",
+            help="Devices of each stage: 6,2x2 gives the first six parts of the rows, the second two, each split by "
+            "two; 3*4 is 4,4,4. Default: chosen",
+        ),
+    ] = None,
     microbatches: Annotated[
         int | None,
         typer.Option(
@@ -134,12 +142,17 @@ def plan(
     if (balance is not None and plan_file is not None) or (balance not in (None, "exact") and shares is not None):
         other = "--plan" if plan_file is not None else "--shares"
         raise PlanError(f"--balance and {other} cannot both decide", fix=f"leave out --balance, or {other}")
+    if widths is not None:
+        others = (("--stages", stages), ("--replicate", replicate), ("--split", split), ("--shares", shares))
+        for other in (name for name, value in (*others, ("--balance", balance)) if value is not None):
+            raise PlanError(f"--widths and {other} cannot both decide", fix=f"leave out --widths, or {other}")
     if program is not None and str(json_file) == "-":
         raise PlanError("--program and --json - both print", fix="write the JSON to a file: --json FILE")
     if plan_file is not None and target.startswith("layers:"):
         raise PlanError("--plan needs the model itself: layers without code have no saved plan", fix="leave out --plan")
     files = Files(save, json_file, html, trace)
     files.check()
+    from whalepy.planner.form import parse_widths
     from whalepy.planner.schedule.kinds import parse_kind
     from whalepy.planner.shares import parse_shares
 
@@ -169,6 +182,7 @@ def plan(
             keeps_plan=save is not None or program is not None,
             plan=None if plan_file is None else str(plan_file),
             stages=stages,
+            widths=None if widths is None else parse_widths(widths),
             schedule=schedule,
             balance=balance or "exact",  # type: ignore[arg-type]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from whalepy.dryrun.blocks import Blocks, module_of
 from whalepy.dryrun.recompute import Recompute
@@ -20,7 +20,7 @@ from whalepy.errors import PlanError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import Way
 from whalepy.planner.forecast import Alternative, Forecast
-from whalepy.planner.form import Limits
+from whalepy.planner.form import Limits, Width
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 from whalepy.planner.search import Choice, Search
 from whalepy.planner.shares import round_shares
@@ -105,6 +105,8 @@ def choices_of(found: Surveyed, cluster: ClusterSpec, options: Options) -> list[
         equal="equal" in (options.shares, options.balance),
         shares=shares,
         in_time=found.table.in_time,
+        widths=options.widths,
+        unlike=options.balance == "exact",
     )
     costs = StageCosts(found.table, cluster)
     for filled in (TIGHT, 1.0, *([_ANY] if options.stages else [])):
@@ -137,7 +139,7 @@ def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged
     if not choices:
         raise PlanError(
             f"{count} stages cannot be met with what else is forced",
-            fix="leave out --microbatches, --replicate, --split or --shares",
+            fix="leave out --microbatches, --replicate, --split or --shares, or give other --widths",
         )
     choice = _balanced(found, choices[0], cluster, options.balance)
     made = staging_of(found, choice, len(cluster.devices), options)
@@ -168,7 +170,7 @@ def _balanced(found: Surveyed, choice: Choice, cluster: ClusterSpec, balance: Ba
 def as_chosen(options: Options, choice: Choice) -> Options:
     """What stages that were found are run with."""
     count = options.microbatches or choice.microbatches
-    return replace(options, stages=len(choice.sizes), microbatches=count, recompute=_recompute(choice.way.recompute))
+    return replace(options, stages=len(choice.sizes), microbatches=count, recompute=_recompute(choice.recompute))
 
 
 def _recompute(text: str) -> Recompute | None:
@@ -182,7 +184,7 @@ def estimates_of(choices: Sequence[Choice], cluster: ClusterSpec, options: Optio
 
 def _estimate(choice: Choice, cluster: ClusterSpec, options: Options) -> Alternative:
     capacity = cluster.devices[choice.tightest].memory_bytes
-    savings = Savings(choice.zero, _recompute(choice.way.recompute) or "none")
+    savings = Savings(choice.zero, _recompute(choice.recompute) or "none")
     count = f"{choice.microbatches} microbatch{'es' if choice.microbatches > 1 else ''}"
     idle = len(cluster.devices) - choice.devices
     parts = [name_of(choice), *savings.words, count, *([f"{idle} idle"] if idle else []), "estimated"]
@@ -222,12 +224,14 @@ def scopes_for(found: Surveyed, choice: Choice, devices: int) -> dict[str, Seque
     outer: list[Primitive] = [] if plain else [cluster_scope(placement=[list(own) for own in lists])]
     if choice.copies > 1:
         outer.append(replicate(choice.copies, shares=choice.shares))
-    inner = [split(choice.way.split)] if choice.way.split > 1 else []
+    inners = [_inside(width) for width in choice.widths]
     if len(choice.sizes) == 1:
+        (inner,) = inners
         return {"": [*outer, *inner]} if outer or inner else {}
     scopes: dict[str, Sequence[Primitive]] = {"": outer} if outer else {}
     bounds = [0, *accumulate(choice.sizes)]
-    for a, b in pairwise(bounds):
+    for k, (a, b) in enumerate(pairwise(bounds)):
+        inner = inners[k % len(inners)]
         own = [stage(), *inner]
         scopes.update(dict.fromkeys(found.paths[a:b], own))
         if inner:
@@ -235,17 +239,33 @@ def scopes_for(found: Surveyed, choice: Choice, devices: int) -> dict[str, Seque
     return scopes
 
 
+def _inside(width: Width) -> list[Primitive]:
+    return [kind(degree) for kind, degree in ((replicate, width.replicate), (split, width.split)) if degree > 1]
+
+
 def name_of(choice: Choice) -> str:
-    """`replicate 2 > 4 stages > split 2`."""
+    """`replicate 2 > 4 stages > split 2`, or `2 stages of 6 and 2x2 devices`: their parts of the rows, each split."""
+    if choice.unlike or choice.widths[0].replicate > 1:
+        runs = [f"{text} ({count} times)" if count > 1 else text for text, count in _runs(choice)]
+        return (
+            f"{len(choice.sizes)} stages of {' and '.join(filter(None, (' then '.join(runs[:-1]), runs[-1])))} devices"
+        )
     outer = [f"replicate {choice.copies}"] if choice.copies > 1 else []
-    inner = [f"split {choice.way.split}"] if choice.way.split > 1 else []
+    inner = [f"split {choice.split}"] if choice.split > 1 else []
     middle = [f"{len(choice.sizes)} stages"] if len(choice.sizes) > 1 else []
     return " > ".join([*outer, *middle, *inner]) or "one device"
 
 
+def _runs(choice: Choice) -> list[tuple[str, int]]:
+    """The widths of the groups of devices, and of how many neighbours each is that."""
+    return [(str(width), len(list(own))) for width, own in groupby(choice.widths)]
+
+
 def flags_of(choice: Choice, options: Options) -> str:
     """The options that force it, with the shares that were forced."""
-    flags = f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.way.split}"
+    if choice.unlike or choice.widths[0].replicate > 1:
+        return "--widths " + ",".join(f"{count}*{text}" if count > 1 else text for text, count in _runs(choice))
+    flags = f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.split}"
     if options.shares is None:
         return flags
     weights = options.shares if options.shares == "equal" else ":".join(f"{weight:g}" for weight in options.shares)

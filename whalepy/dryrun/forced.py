@@ -34,8 +34,9 @@ class Forced:
         if count < 2:
             return None
         shares = asked.shares if asked.shares == "equal" else None
+        others = replace(asked, stages=count, replicate=None, shares=shares, widths=None)
         with folded(model, fold=bool(self.base.blocks.folds), scopes={}):
-            staged, options = forced(self.base, cluster, replace(asked, stages=count, replicate=None, shares=shares))
+            staged, options = forced(self.base, cluster, others)
         with folded(model, least=LEAST_IN_STAGES, scopes=staged.scopes) as kept:
             paths = {first: path for path, (first, *_) in zip(kept.paths, kept.stand_for, strict=True)}
             own = {path: chain for path, chain in staged.scopes.items() if path in paths or path not in kept.whole}

@@ -31,8 +31,10 @@ from whalepy.hardware.cluster import ClusterSpec
 from whalepy.hardware.near import did_you_mean
 from whalepy.planner.annotation import scopes_of
 from whalepy.planner.forecast import Alternative, Forecast
+from whalepy.planner.form import Width
 from whalepy.planner.loading import check_devices, read_plan
 from whalepy.planner.plan import Plan
+from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 from whalepy.primitives import Primitive, annotate, annotated, scopes_on
 from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.build import Recipe
@@ -62,6 +64,8 @@ class Request:
     plan: str | None = None
     """The file of a saved plan, to be costed anew."""
     stages: int | None = None
+    widths: tuple[Width, ...] | None = None
+    """Of the stages on each group of devices."""
     schedule: str | None = None
     balance: Balance = "exact"
     beyond: bool = True
@@ -124,11 +128,14 @@ class _Asked:
     @property
     def may_choose(self) -> bool:
         """Whether stages may be chosen, or not."""
-        return self.bare and self.given is None and self.request.stages is None
+        return self.bare and self.given is None and self.request.stages is self.request.widths is None
 
 
 def options_of(request: Request) -> Options:
     """What a request forces."""
+    stages = None if request.stages == 1 else request.stages
+    if request.widths is not None:
+        stages = len(request.widths) * (parse_kind(request.schedule or DEFAULT).chunks or 1)
     return Options(
         request.replicate,
         request.split,
@@ -139,7 +146,8 @@ def options_of(request: Request) -> Options:
         request.top,
         request.zero,
         request.recompute,
-        None if request.stages == 1 else request.stages,
+        stages,
+        request.widths,
         request.schedule,
         request.balance,
         request.beyond,
@@ -340,7 +348,7 @@ def _study(recipe: Recipe, example: Any, request: Request, blocks: Blocks) -> St
 
 def _check_alone(request: Request) -> None:
     """PlanError: something that the saved plan has decided is forced too."""
-    forced = ("stages", "schedule", "replicate", "split", "microbatches", "shares")
+    forced = ("stages", "widths", "schedule", "replicate", "split", "microbatches", "shares")
     for name in (name for name in forced if getattr(request, name) is not None):
         raise PlanError(f"--{name} and --plan cannot both decide", fix=f"leave out --{name}, or plan without --plan")
 

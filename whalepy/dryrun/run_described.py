@@ -53,10 +53,9 @@ def _check(request: Request) -> None:
         raise PlanError(
             f"--recompute {request.recompute} needs the model itself", fix="choose none or full: whole layers run again"
         )
-    if request.stages not in (None, 1):
-        raise PlanError(
-            f"--stages {request.stages} needs the model itself", fix="leave it out: layers are replicated and split"
-        )
+    if request.stages not in (None, 1) or request.widths is not None:
+        asked = f"--stages {request.stages}" if request.widths is None else "--widths"
+        raise PlanError(f"{asked} needs the model itself", fix="leave it out: layers are replicated and split")
     if request.schedule is not None:
         raise PlanError(f"--schedule {request.schedule} is for stages, of which there are none", fix="leave it out")
     if request.keeps_plan:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from whalepy.dryrun.tried import Options
 from whalepy.errors import PlanError
+from whalepy.planner.form import Width
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 from whalepy.primitives import Primitive
 
@@ -30,9 +31,11 @@ class Staging:
                 if primitive not in known and primitive.kind == "stage":
                     known[primitive] = f"stage_{len(known)}"
         lines += [f"{name} = whalepy.stage()" for name in known.values()]
-        splits = dict.fromkeys(p for chain in self.scopes.values() for p in chain if p.kind == "split")
-        known |= {p: f"split_{k}" for k, p in enumerate(splits)}
-        lines += [f"{known[p]} = whalepy.{p!r}" for p in splits]
+        chains = [chain for path, chain in self.scopes.items() if path]
+        for kind in ("replicate", "split"):
+            inside = dict.fromkeys(p for chain in chains for p in chain if p.kind == kind)
+            known |= {p: f"{kind}_{k}" for k, p in enumerate(inside)}
+            lines += [f"{known[p]} = whalepy.{p!r}" for p in inside]
         lines.append("whalepy.annotate(model, {")
         for path, chain in self.scopes.items():
             named = [known.get(p, f"whalepy.{p!r}") for p in chain]
@@ -53,6 +56,9 @@ def check_degrees(options: Options, devices: int) -> None:
             f"--schedule {kind} wants a multiple of {chunks} stages, not {count}",
             fix=f"choose --stages {max(count // chunks, 1) * chunks}",
         )
+    if options.widths is not None:
+        _check_widths(options.widths, devices)
+        return
     inner = count // chunks * (options.split or 1)
     copies = options.replicate or max(devices // inner, 1)
     if inner * copies > devices:
@@ -64,4 +70,13 @@ def check_degrees(options: Options, devices: int) -> None:
     if options.shares not in (None, "equal") and len(options.shares or ()) != copies:
         raise PlanError(
             f"{len(options.shares or ())} shares for {copies} replicas", fix="give one weight per replica, such as 3:1"
+        )
+
+
+def _check_widths(widths: Sequence[Width], devices: int) -> None:
+    used = sum(width.devices for width in widths)
+    if used > devices:
+        raise PlanError(
+            f"--widths {','.join(map(str, widths))} needs {used} devices, {devices} are there",
+            fix="give fewer or narrower stages",
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.study import Candidate, Savings
 from whalepy.planner.forecast import Verdict
+from whalepy.planner.form import Width
 from whalepy.planner.timeline import Played
 
 TIGHT = 0.84
@@ -34,6 +35,7 @@ class Options:
     zero: int | None = None
     recompute: Recompute | None = None
     stages: int | None = None
+    widths: tuple[Width, ...] | None = None
     schedule: str | None = None
     balance: Balance = "exact"
     beyond: bool = True

@@ -36,13 +36,13 @@ class Bounds:
 
     def __init__(self, costs: StageCosts, limits: Limits) -> None:
         self.costs, self.limits, self.table = costs, limits, costs.table
-        self._loads = LoadTable(costs, limits)
+        self.loads = LoadTable(costs, limits)
 
     def of_kinds(self, shape: Shape) -> float:
         """Seconds of a step at least, whatever the order of the kinds; infinite where nothing fits."""
         if not self.limits.counts(self.table.rows, shape.copies) or not self._have_room(shape):
             return math.inf
-        loads = self._loads.of(shape.way, shape.copies, even=len(shape.kinds) == 1 or self.limits.equal)
+        loads = self.loads.of(shape.way, shape.copies, even=len(shape.kinds) == 1 or self.limits.equal)
         kinds = list(shape.kinds)
         turn = loads.rows / loads.counts / self._used(shape, 1 / loads.row_s[kinds])
         return float(self._steps(shape, loads, turn, loads.once_s[kinds].min(axis=0))[0].min())
@@ -52,13 +52,13 @@ class Bounds:
         units = self.costs.units(shape.way.split)
         numbers = shape.numbers([len(units[kind]) for kind in shape.kinds])
         alike = bool((np.count_nonzero(numbers, axis=0) == 1).all())
-        loads = self._loads.of(shape.way, shape.copies, even=alike or self.limits.equal)
+        loads = self.loads.of(shape.way, shape.copies, even=alike or self.limits.equal)
         blocks = self._blocks(shape, loads, numbers)
         fits = np.flatnonzero((blocks > 0).all(axis=1) & (blocks.sum(axis=1) >= len(self.table.order)))
         if not len(fits):
             return
         loads, kinds = loads.some(fits), list(shape.kinds)
-        held = self._loads.largest(shape.way)[blocks[fits]].reshape(len(fits), -1, shape.groups).sum(axis=1)
+        held = self.loads.largest(shape.way)[blocks[fits]].reshape(len(fits), -1, shape.groups).sum(axis=1)
         pace = np.einsum("km,kg->mg", loads.counts / loads.rows / loads.part_row_s[kinds], numbers)
         once = np.where((numbers > 0)[:, None], loads.part_once_s[kinds][:, :, None], math.inf).min(axis=0)
         # Where turns are longer, more of the model goes to faster units: a step takes at least the shortest turn of
@@ -109,7 +109,8 @@ class Bounds:
     def _have_room(self, shape: Shape) -> bool:
         """Whether the units with most memory hold all copies, with one row at a time and nothing else in flight."""
         ways = {adding(shape.way, count) for count in self.limits.counts(self.table.rows, shape.copies)}
-        room = np.array([[max(self._loads.room(shape, way, kind, 1)[1] for way in ways)] for kind in shape.kinds])
+        of = (shape.zero, shape.copies)
+        room = np.array([[max(self.loads.room(*of, way, kind, 1)[1] for way in ways)] for kind in shape.kinds])
         return self._used(shape, room)[0] * self.limits.chunks >= shape.copies * len(self.table.order)
 
     def _blocks(self, shape: Shape, loads: Loads, numbers: Whole) -> Whole:
@@ -119,7 +120,7 @@ class Bounds:
         blocks = np.full(flying.shape, len(self.table.order) + 1 - shape.stages)
         for kind, own in zip(shape.kinds, numbers, strict=True):
             if own.any():
-                room = self._loads.rooms(shape, loads, kind)[np.arange(len(flying))[:, None], flying]
+                room = self.loads.rooms(shape, loads, kind)[np.arange(len(flying))[:, None], flying]
                 blocks = np.where(np.tile(own > 0, chunks), np.minimum(blocks, room), blocks)
         return blocks
 

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from whalepy.errors import PlanError
 from whalepy.planner.block_table import Way
 from whalepy.planner.cost import Route
 from whalepy.planner.stage_cost import StageCosts
 from whalepy.planner.units import Unit
+
+
+class Width(NamedTuple):
+    """How the devices of a stage, in each copy of it, share its work."""
+
+    replicate: int = 1
+    """Parts of the rows."""
+    split: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.replicate}x{self.split}" if self.split > 1 else str(self.replicate)
+
+    @property
+    def devices(self) -> int:
+        return self.replicate * self.split
+
+
+def parse_widths(text: str) -> tuple[Width, ...]:
+    """`6,2x2` or `3*1x2,4`: per stage the parts of its rows and, behind an x, the degree of split of each of them.
+
+    Raises PlanError for anything else, and for fewer than two stages.
+    """
+    found: list[Width] = []
+    for part in text.split(","):
+        match = _WIDTH.fullmatch(part.strip())
+        if match is None:
+            raise PlanError(f"--widths {text!r}: {part.strip()!r} is no width", fix=_WIDTHS)
+        count, replicate, split = (int(number or 1) for number in match.groups())
+        if min(count, replicate, split) < 1 or len(found) + count > _MOST_STAGES:
+            raise PlanError(f"--widths {text!r}: {part.strip()!r} is no width", fix=_WIDTHS)
+        found += [Width(replicate, split)] * count
+    if len(found) < 2:
+        raise PlanError(f"--widths {text!r} is one stage", fix="give --replicate and --split for one stage")
+    return tuple(found)
+
+
+_WIDTH = re.compile(r"(?:(\d{1,6})\*)?(\d{1,6})(?:x(\d{1,6}))?")
+_WIDTHS = "give each stage's devices: 6,2x2 is six parts of the rows, then two parts that are each split by two"
+_MOST_STAGES = 100_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +78,10 @@ class Limits:
     """The part of a memory that may be in use."""
     in_time: bool = True
     """Whether the model can be cut into microbatches."""
+    widths: tuple[Width, ...] | None = None
+    """Of each stage."""
+    unlike: bool = True
+    """Whether stages may have unlike widths."""
 
     def counts(self, rows: int, copies: int) -> list[int]:
         """Numbers of microbatches worth a try, by the rows in each."""
@@ -44,6 +90,9 @@ class Limits:
             count = self.microbatches or 1
             return [count] if count <= max(own, 1) else []
         return sorted({1, *(math.ceil(own / (1 << k)) for k in range(own.bit_length()))})
+
+
+Groups = tuple[tuple[Unit, ...], ...]
 
 
 def adding(way: Way, microbatches: int) -> Way:
@@ -74,7 +123,7 @@ class Shape:
             return np.diff((ends - group * self.copies).clip(0, self.copies), axis=0)
         return np.diff(((ends - group + self.groups - 1) // self.groups).clip(min=0), axis=0)
 
-    def groups_of(self, units: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], ...]:
+    def groups_of(self, units: Sequence[Sequence[Unit]]) -> Groups:
         """The units of each group, one per copy, of those of each kind."""
         row = [unit for kind in self.kinds for unit in units[kind]]
         if self.across:
@@ -86,24 +135,27 @@ class Shape:
 class Form:
     """Where the stages go: all that is chosen before their blocks, rows and microbatches."""
 
-    way: Way
+    recompute: str
     zero: int
     stages: int
-    groups: tuple[tuple[Unit, ...], ...]
-    """Per group of devices, one unit for each copy; of more stages than groups, each group has every so many."""
+    groups: Groups
+    """Per group of devices, as many units for each copy; of more stages than groups, each group has every so many."""
+    copies: int
     costs: StageCosts
     known: dict[tuple[int, int], tuple[float, float]] = field(
         default_factory=dict[tuple[int, int], tuple[float, float]]
     )
 
-    @property
-    def copies(self) -> int:
-        return len(self.groups[0])
+    @cached_property
+    def widths(self) -> tuple[Width, ...]:
+        """Of each stage."""
+        own = widths_of(self.groups, self.copies)
+        return tuple(own[k % len(own)] for k in range(self.stages))
 
     @cached_property
     def columns(self) -> list[tuple[int, ...]]:
         """Per copy, the kind of each of its stages."""
-        kinds = [[unit.kind for unit in group] for group in self.groups]
+        kinds = [[unit.kind for unit in group[:: len(group) // self.copies]] for group in self.groups]
         return list(zip(*(kinds[k % len(kinds)] for k in range(self.stages)), strict=True))
 
     @cached_property
@@ -113,7 +165,7 @@ class Form:
 
     @cached_property
     def reducing(self) -> list[Route | None]:
-        """Per group, what gradients cross between the copies."""
+        """Per group, what gradients cross between those that have a part of the rows."""
         return [self.costs.reducing(group) if len(group) > 1 else None for group in self.groups]
 
     def crossing(self, source: int, target: int) -> tuple[float, float]:
@@ -121,5 +173,16 @@ class Form:
         key = source % len(self.groups), target % len(self.groups)
         if key not in self.known:
             same = key[0] == key[1]
-            self.known[key] = (0.0, 0.0) if same else self.costs.crossing(*(self.groups[g] for g in key))
+            one, other = (self.groups[g] for g in key)
+            self.known[key] = (0.0, 0.0) if same else self.costs.crossing(one, other, self.copies)
         return self.known[key]
+
+    def of(self, k: int, microbatches: int, rows: int) -> tuple[Way, int]:
+        """How a rank of a stage computes, and the rows it has of so many in a microbatch of one copy."""
+        replicate, split = self.widths[k]
+        return Way(split, self.recompute, adds=microbatches > 1), math.ceil(rows / replicate)
+
+
+def widths_of(groups: Groups, copies: int) -> tuple[Width, ...]:
+    """Of the stages of each group."""
+    return tuple(Width(len(group) // copies, len(group[0].devices)) for group in groups)

@@ -90,9 +90,10 @@ class LoadTable:
     def _seconds(self, ways: Sequence[Way], rows: Sequence[int]) -> Numbers:
         """Of the whole model; by which a part takes that part at least; of the smallest block. Per kind and rows."""
         kinds, pairs = range(len(self.costs.kinds)), list(zip(ways, rows, strict=True))
-        return np.moveaxis(np.array([[self._whole_s(way, own, kind) for way, own in pairs] for kind in kinds]), -1, 0)
+        return np.moveaxis(np.array([[self.whole_s(way, own, kind) for way, own in pairs] for kind in kinds]), -1, 0)
 
-    def _whole_s(self, way: Way, rows: int, kind: int) -> tuple[float, ...]:
+    def whole_s(self, way: Way, rows: int, kind: int) -> tuple[float, ...]:
+        """Seconds of the whole model; those by which a part of it takes that part at least; of the smallest block."""
         key = way, rows, kind
         if key not in self._wholes:
             both, parts = self.costs.sums(way, rows, kind).both, self._parts(way)[self._firsts]
@@ -105,18 +106,19 @@ class LoadTable:
         key = shape.way, shape.zero, shape.copies, kind, loads.each
         if key not in self._known_rooms:
             pairs = zip(loads.counts, loads.each, strict=True)
-            rooms = [self.room(shape, adding(shape.way, int(count)), kind, each) for count, each in pairs]
+            zero, copies, way = shape.zero, shape.copies, shape.way
+            rooms = [self.room(zero, copies, adding(way, int(count)), kind, each) for count, each in pairs]
             self._known_rooms[key] = np.array(rooms)
         return self._known_rooms[key]
 
-    def room(self, shape: Shape, way: Way, kind: int, rows: int) -> Whole:
+    def room(self, zero: int, replicas: int, way: Way, kind: int, rows: int) -> Whole:
         """By the number of microbatches in flight, the blocks that one stage has room for at most."""
-        copies = shape.copies if shape.zero else 1
-        key = way, shape.zero, copies, kind, rows
+        replicas = replicas if zero else 1
+        key = way, zero, replicas, kind, rows
         if key not in self._room_of:
             sums, cost = self.costs.sums(way, rows, kind), self.costs.costs[kind]
             room = (self.limits.filled * cost.device.memory_bytes - cost.runtime_bytes - sums.peak) / self.limits.chunks
-            static, saved = self._each(self.costs.static(way, shape.zero, copies)), self._each(sums.saved)
+            static, saved = self._each(self.costs.static(way, zero, replicas)), self._each(sums.saved)
             flying = np.arange(2 * len(self.table.order) + 1)[:, None]
             least = np.maximum((static + flying * saved).min(axis=1), 1)
             self._room_of[key] = (room / least * (1 + 1e-9)).clip(0, len(self.table.order)).astype(np.int64)

@@ -17,25 +17,26 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from whalepy.planner.block_table import Way
 from whalepy.planner.bounds import Bounds, Lead
 from whalepy.planner.cut import Part, cut_blocks
-from whalepy.planner.form import Form, Limits, Shape, adding
+from whalepy.planner.form import Form, Groups, Limits, Shape, Width, widths_of
 from whalepy.planner.shares import round_shares
 from whalepy.planner.stage_cost import Places, StageCosts
-from whalepy.planner.units import Unit, orders_of
+from whalepy.planner.units import orders_of
+from whalepy.planner.unlike_widths import UnlikeWidths
 
 
 @dataclass(frozen=True)
 class Choice:
     """One way to put the model on the devices."""
 
-    way: Way
+    recompute: str
     zero: int
-    groups: tuple[tuple[Unit, ...], ...]
-    """Per group of devices, one for each copy; of more stages than groups, each group has every so many."""
+    groups: Groups
+    """Per group of devices, as many for each copy; of more stages than groups, each group has every so many."""
     sizes: tuple[int, ...]
     """Blocks of each stage."""
     rows: tuple[int, ...]
@@ -60,9 +61,24 @@ class Choice:
         return sum(len(unit.devices) for group in self.groups for unit in group)
 
     @property
+    def widths(self) -> tuple[Width, ...]:
+        """Of the stages of each group."""
+        return widths_of(self.groups, self.copies)
+
+    @property
+    def split(self) -> int:
+        """The degree inside the stages, of unlike ones the largest."""
+        return max(width.split for width in self.widths)
+
+    @property
+    def unlike(self) -> bool:
+        """Whether stages have unlike widths."""
+        return len(set(self.widths)) > 1
+
+    @property
     def order(self) -> tuple[float, int, int, int]:
         """Sorts choices from best to worst: by time, ties to fewer stages, splits and microbatches."""
-        return self.step_s, len(self.sizes), self.way.split, self.microbatches
+        return self.step_s, len(self.sizes), self.split, self.microbatches
 
 
 @dataclass
@@ -96,18 +112,39 @@ class Search:
         """The best ways found, best first; none where nothing fits."""
         best: dict[object, Choice] = {}
         limit = math.inf
-        for lead in self.leads():
+        for lead in () if self.limits.widths is not None else self.leads():
             if lead.bound_s >= limit:
                 break
-            choice = self.cut(lead, limit)
-            if choice is None:
-                continue
-            key = len(choice.sizes), choice.copies, choice.way, choice.zero, len(lead.shape.kinds)
-            if key not in best or choice.order < best[key].order:
-                best[key] = choice
-                ranked = sorted(own.step_s for own in best.values())
-                limit = ranked[self.count - 1] if len(ranked) >= self.count else math.inf
+            limit = self._noted(best, self.cut(lead, limit), len(lead.shape.kinds), limit)
+        for choice in self._unlike(min((choice.step_s for choice in best.values()), default=math.inf)):
+            self._noted(best, choice, len({unit.kind for group in choice.groups for unit in group}), limit)
         return heapq.nsmallest(self.count, best.values(), key=lambda choice: choice.order)
+
+    def _noted(self, best: dict[object, Choice], choice: Choice | None, kinds: int, limit: float) -> float:
+        """Take a choice on if it is the best of its form; seconds that others have to beat."""
+        if choice is None:
+            return limit
+        key = len(choice.sizes), choice.copies, choice.widths, choice.recompute, choice.zero, kinds
+        if key in best and best[key].order <= choice.order:
+            return limit
+        best[key] = choice
+        ranked = sorted(own.step_s for own in best.values())
+        return ranked[self.count - 1] if len(ranked) >= self.count else math.inf
+
+    def _unlike(self, limit: float) -> Iterator[Choice]:
+        """Stages of unlike widths, each faster than those before it, and by a little than those of like ones."""
+        found, limit = UnlikeWidths(self.costs, self.limits, self._bounds.loads), limit * _WORTH_IT
+        for zero, recompute in self.limits.savings:
+            for unlike in islice(found.leads(zero, recompute, limit), _MOST_CUT):
+                if unlike.bound_s >= limit:
+                    break
+                form = found.form_of(unlike, zero, recompute)
+                if form is None:
+                    continue
+                choice = self._cut(form, unlike.microbatches, limit / max(unlike.microbatches - 1, 1))
+                if choice is not None and choice.step_s < limit:
+                    limit = choice.step_s
+                    yield choice
 
     # -- what there is to look at
 
@@ -171,13 +208,13 @@ class Search:
         shape = lead.shape
         if shape not in self._forms:
             groups = shape.groups_of(self.costs.units(shape.way.split))
-            self._forms[shape] = self.form_of(shape.way, shape.zero, shape.stages, groups)
+            self._forms[shape] = self.form_of(shape.way.recompute, shape.zero, shape.stages, groups, shape.copies)
         turn = (limit - lead.rest_s) / (lead.microbatches - 1) if lead.microbatches > 1 else math.inf
         return self._cut(self._forms[shape], lead.microbatches, turn)
 
-    def form_of(self, way: Way, zero: int, stages: int, groups: tuple[tuple[Unit, ...], ...]) -> Form:
-        """Stages on these groups of units, one of each group per copy."""
-        return Form(way, zero, stages, groups, self.costs)
+    def form_of(self, recompute: str, zero: int, stages: int, groups: Groups, copies: int) -> Form:
+        """Stages on these groups of units, as many of each group per copy."""
+        return Form(recompute, zero, stages, groups, copies, self.costs)
 
     def _cut(self, form: Form, microbatches: int, turn: float) -> Choice | None:
         columns, limits = form.columns, self.limits
@@ -202,9 +239,13 @@ class Search:
     def _paces(self, form: Form, microbatches: int) -> list[float]:
         """Rows per second of each copy, if its stages were even."""
         rows = max(self.table.rows // form.copies // microbatches, 1)
-        way, kinds = adding(form.way, microbatches), set().union(*form.kinds)
-        pace = {kind: 1 / float(self.costs.sums(way, rows, kind).both[-1]) for kind in kinds}
-        known = {column: sum(pace[kind] for kind in column) for column in set(form.columns)}
+        keys = {(form.widths[k], kind) for column in set(form.columns) for k, kind in enumerate(column)}
+        firsts = {width: k for k, width in reversed(list(enumerate(form.widths)))}
+        pace = {
+            key: 1 / float(self.costs.sums(*form.of(firsts[key[0]], microbatches, rows), key[1]).both[-1])
+            for key in keys
+        }
+        known = {c: sum(pace[key] for key in zip(form.widths, c, strict=True)) for c in set(form.columns)}
         return [known[column] for column in form.columns]
 
     def with_rows(
@@ -221,35 +262,36 @@ class Search:
         each = [taken[kind] for kind in kinds]
         step = max(each) + self._closing_s(form, microbatches, sizes)
         filled, tightest = self._filled(form, parts, classes, sizes)
-        choice = Choice(form.way, form.zero, form.groups, sizes, tuple(rows), microbatches, step, filled, tightest)
+        choice = Choice(
+            form.recompute, form.zero, form.groups, sizes, tuple(rows), microbatches, step, filled, tightest
+        )
         return choice, each
 
     def _parts(
         self, form: Form, microbatches: int, classes: Sequence[tuple[tuple[int, ...], int]]
     ) -> list[Part] | None:
         """The stages as each kind of device and number of rows sees them; None where one has no room at all."""
-        way, chunks = adding(form.way, microbatches), self.limits.chunks
-        keys = {(kind, each) for column, each in classes for kind in column}
-        views = {key: self._view(way, form.zero, form.copies, *key) for key in keys}
-        if any(view.room <= 0 for view in views.values()):
-            return None
-        parts: list[Part] = []
-        for k in range(form.stages):
+        chunks, parts = self.limits.chunks, list[Part]()
+        for k, width in enumerate(form.widths):
+            keys = sorted({(column[k], each) for column, each in classes})
+            replicas = width.replicate * form.copies
+            own = [self._view(*form.of(k, microbatches, each), form.zero, replicas, kind) for kind, each in keys]
+            if any(view.room <= 0 for view in own):
+                return None
             # Under 1F1B a stage that is S - k from the end holds as many microbatches, of interleaved ones up to a
             # round more.
             flying = min(microbatches, form.stages - k if chunks == 1 else 2 * form.stages // chunks)
-            own = [views[key] for key in sorted({(column[k], each) for column, each in classes})]
             parts.append(Part([view.seconds for view in own], [(view.held(flying), view.room) for view in own]))
         return parts
 
-    def _view(self, way: Way, zero: int, copies: int, kind: int, rows: int) -> _View:
+    def _view(self, way: Way, rows: int, zero: int, replicas: int, kind: int) -> _View:
         """What a kind of device sees of the blocks."""
-        key = way, zero, copies if zero else 1, kind, rows
+        key = way, rows, zero, replicas if zero else 1, kind
         if key not in self._views:
             sums, cost = self.costs.sums(way, rows, kind), self.costs.costs[kind]
             room = self.limits.filled * cost.device.memory_bytes - cost.runtime_bytes - sums.peak
             # Each of the stages on one group may use its part of the memory.
-            seconds, static = sums.both.tolist(), self.costs.static(way, zero, copies)
+            seconds, static = sums.both.tolist(), self.costs.static(way, zero, replicas)
             self._views[key] = _View(seconds, static, sums.saved, room / self.limits.chunks)
         return self._views[key]
 
@@ -258,14 +300,13 @@ class Search:
         own: list[float] = []
         between: list[float] = []
         start = 0
-        way = adding(form.way, microbatches)
         for k, size in enumerate(sizes):
-            sums = self.costs.sums(way, rows, column[k])
+            sums = self.costs.sums(*form.of(k, microbatches, rows), column[k])
             own.append(float(sums.both[start + size] - sums.both[start]))
             start += size
             if k + 1 < form.stages:
                 latency, per_byte = form.crossing(k, k + 1)
-                between.append(latency + per_byte * float(sums.sends[start]))
+                between.append(latency + per_byte * form.widths[k].replicate * float(sums.sends[start]))
         groups = len(form.groups)
         busy = [sum(own[g::groups]) for g in range(groups)]
         once = sum(own) + 2 * sum(between)
@@ -273,19 +314,19 @@ class Search:
         return once + (microbatches - 1) * (turn if len(own) > 1 else own[0])
 
     def _closing_s(self, form: Form, microbatches: int, sizes: Sequence[int]) -> float:
-        """Seconds after the last microbatch: gradients over the copies, and the update."""
-        gradients = self.costs.gradients(form.way)
+        """Seconds after the last microbatch: gradients over those with parts of the rows, and the update."""
         most, start = 0.0, 0
         for k, size in enumerate(sizes):
-            g = k % len(form.groups)
+            g, (way, _) = k % len(form.groups), form.of(k, 1, 1)
+            gradients, replicas = self.costs.gradients(way), len(form.groups[g])
             own, route = float(gradients[start + size] - gradients[start]), form.reducing[g]
-            reduced = route.seconds("all-reduce", round(2 * own * (1 - 1 / form.copies))) if route else 0.0
+            reduced = route.seconds("all-reduce", round(2 * own * (1 - 1 / replicas))) if route else 0.0
             if form.stages == 1 and self._overlaps:
                 rows, kind = max(self.table.rows // form.copies // microbatches, 1), form.groups[g][0].kind
-                hidden = float(self.costs.sums(adding(form.way, microbatches), rows, kind).backward[-1])
+                hidden = float(self.costs.sums(*form.of(k, microbatches, rows), kind).backward[-1])
                 reduced = max(reduced - hidden, reduced / len(self.table.order))
-            updated = own * max(self.costs.update_s(form.way, kind) for kind in form.kinds[g])
-            most = max(most, reduced + updated / (form.copies if form.zero else 1))
+            updated = own * max(self.costs.update_s(way, kind) for kind in form.kinds[g])
+            most = max(most, reduced + updated / (replicas if form.zero else 1))
             start += size
         return most + self._lending_s(form, sizes)
 
@@ -325,5 +366,9 @@ _ROUNDS = 4
 """Rows are shared out anew by what the copies took, so often."""
 _WASTED = 0.1
 """Forms that leave more of the units idle are not looked at."""
+_WORTH_IT = 0.99
+"""Stages of unlike widths are taken for what they are expected to gain by more than this: like ones are simpler."""
+_MOST_CUT = 300
+"""Choices of unlike widths that are cut, those with the best bounds."""
 _MOST_LEFT_OUT = 4
 """Of up to so many kinds of device, each choice of some is tried without the others."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -134,28 +134,40 @@ class StageCosts:
             self._update[key] = sum(cost.seconds(event) for event in self.table.update(way)) / max(size, 1)
         return self._update[key]
 
-    def reducing(self, copies: Sequence[Unit]) -> Route:
-        """What the gradients of one stage cross between its copies."""
-        ranks = [unit.devices[0] for unit in copies]
-        per_node = len(self.cluster.nodes[copies[0].node].devices)
-        here = sum(unit.node == copies[0].node for unit in copies)
+    def reducing(self, units: Sequence[Unit]) -> Route:
+        """What the gradients of one stage cross between those of its units."""
+        ranks = [unit.devices[0] for unit in units]
+        per_node = len(self.cluster.nodes[units[0].node].devices)
+        here = sum(unit.node == units[0].node for unit in units)
         return self.network.route(ranks, max(per_node // max(here, 1), 1))
 
-    def crossing(self, source: Sequence[Unit], target: Sequence[Unit]) -> tuple[float, float]:
+    def crossing(self, source: Sequence[Unit], target: Sequence[Unit], copies: int) -> tuple[float, float]:
         """Between two stages, all copies at once: seconds of latency, and seconds per byte of one copy."""
         nodes, inter = self.cluster.nodes, self.cluster.inter
-        out, into, latency, inside = Counter[int](), Counter[int](), 0.0, 0.0
-        for one, other in zip(source, target, strict=True):
+        out, into, latency, inside = defaultdict[int, float](float), defaultdict[int, float](float), 0.0, 0.0
+        for i, j, part in _overlaps(len(source), len(target), copies):
+            one, other = source[i], target[j]
             if one.node == other.node or inter is None:  # each device has a link of its own
                 link = nodes[one.node].link
-                inside = max(inside, 1 / len(one.devices) / reached(link))
+                own = max(1 / len(source) / len(one.devices), 1 / len(target) / len(other.devices))
+                inside = max(inside, own * copies / reached(link))
                 latency = max(latency, link.latency_s)
             else:
-                out[one.node] += 1
-                into[other.node] += 1
+                out[one.node] += part
+                into[other.node] += part
                 latency = max(latency, inter.latency_s)
         most = max(*out.values(), *into.values(), 0, 0)
         return latency, max(inside, most / reached(inter) if inter else 0.0)
+
+
+def _overlaps(source: int, target: int, length: int) -> Iterator[tuple[int, int, float]]:
+    """A line cut into so many parts, and into so many others: which parts of the two overlap, and by what length."""
+    whole, at = source * target, 0
+    while at < whole:
+        i, j = at // target, at // source
+        end = min((i + 1) * target, (j + 1) * source)
+        yield i, j, (end - at) * length / whole
+        at = end
 
 
 def _sums(values: Sequence[float], order: Iterable[int]) -> Places:
