@@ -297,7 +297,7 @@ MISTAKES = {
         "stages and degrees 2 x 3 cannot be met on 4 devices",
     ),
     "shares of stages": (option("--stages", "2", "--shares", "2:1:1"), "3 shares for 2 replicas"),
-    "widths of too many": (option("--widths", "2,1x2,1"), "--widths 2,1x2,1 needs 5 devices, 4 are there"),
+    "widths of too many": (option("--widths", "4,1x2"), "--widths 4,1x2 needs 6 devices, 4 are there"),
     "widths and stages": (option("--widths", "2,2", "--stages", "2"), "--widths and --stages cannot both decide"),
     "widths of one stage": (option("--widths", "4"), "--widths '4' is one stage"),
     "no width": (option("--widths", "2,x2"), "--widths '2,x2': 'x2' is no width"),

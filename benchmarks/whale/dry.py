@@ -86,7 +86,8 @@ def in_stages(made: Made, cluster: str, **forced: Any) -> Tried:
     options, spec = Options(optimizer=OPTIMIZER, **forced), ClusterSpec.load(cluster)
     model, _ = made
     with studied(made) as study:
-        staged, options = chosen.forced(study, spec, options)
+        ways = chosen.forced(study, spec, options)
+        staged, options = ways.staged(ways.choices[0])
     annotate(model, staged.scopes)
     with folded(model, least=LEAST_IN_STAGES) as blocks:
         if blocks.folds:

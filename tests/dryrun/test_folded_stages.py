@@ -249,7 +249,8 @@ def test_stages_are_cut_anew_for_other_devices(cards: int) -> None:
     assert told == [(k,) for k in range(cards)]
     other, batch = plain(10)
     with folded(model, scopes={}):
-        staged, options = search(forced.base, cluster, Options(stages=cards))
+        ways = search(forced.base, cluster, Options(stages=cards))
+        staged, options = ways.staged(ways.choices[0])
     whalepy.annotate(other, staged.scopes)
     with folded(other, fold=False) as blocks:
         tried = tried_in_stages(Study.of(Recipe(other), batch, "adamw", blocks), cluster, options, staged)

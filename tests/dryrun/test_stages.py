@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.dryrun.studies import Block as OneBlock
 from tests.runtime.test_unannotated import LINK
 from whalepy.dryrun import run as answering
 from whalepy.dryrun.blocks import folded
-from whalepy.dryrun.chosen import Surveyed, forced, surveyed
+from whalepy.dryrun.chosen import Surveyed, Ways, forced, surveyed
 from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.run import Request, run
 from whalepy.dryrun.staged import Staged
@@ -66,7 +67,8 @@ def staged(options: Options, cluster: str, count: int = 8, rows: int = 16) -> St
     model = chain(count)
     with folded(model) as found:
         study = Study.of(Recipe(model), ids(rows), "adamw", found)
-        return forced(study, ClusterSpec.load(cluster), options)[0]
+        ways = forced(study, ClusterSpec.load(cluster), options)
+        return ways.staged(ways.choices[0])[0]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES.items(), ids=CASES)
@@ -181,6 +183,43 @@ def test_stages_of_a_model_that_is_studied_whole_are_cut_anew() -> None:
         base = Study.of(Recipe(model), ids(), "adamw", found)
     tried = Forced(base, Options(stages=2)).on(ClusterSpec.load("1xT4 + 1xV100-SXM2-16GB"), 2)
     assert tried is not None and tried.verdict == "fits"
+
+
+def ways_of(sizes: Sequence[tuple[int, ...]]) -> tuple[Forced, Ways]:
+    """A chain in two stages on a fast and a slow card, cut in each of these ways, expected to take as long."""
+    model, cluster = chain(8), ClusterSpec.load("1xT4 + 1xT4*0.25")
+    with folded(model) as found:
+        base = Study.of(Recipe(model), ids(512), "adamw", found)
+        ways = forced(base, cluster, Options(stages=2, microbatches=8))
+    (first, *_) = ways.choices
+    return Forced(base, ways.options), replace(ways, choices=tuple(replace(first, sizes=own) for own in sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "best", "end"),
+    [
+        ([(2, 6), (6, 2)], 0, (2, 6)),  # none is better
+        ([(5, 3), (4, 4)], 1, (2, 6)),  # two blocks away from the slowest stage, the first
+        ([(6, 2), (1, 7)], 1, (2, 6)),  # one, of the last
+    ],
+)
+def test_ways_that_are_expected_to_take_as_long_are_played(
+    sizes: list[tuple[int, ...]], best: int, end: tuple[int, ...]
+) -> None:
+    """What is faster when played is taken, in whatever order they come; blocks of its slowest stage are moved."""
+    again, ways = ways_of(sizes)
+    played = [again.played(ways, choice) for choice in ways.choices]
+    taken, others = again.fastest(ways, lambda _: None)
+    seconds = [one.step_s for one in played if one is not None]
+    assert len(seconds) == 2 and min(seconds) == seconds[best] and [one.step_s for one in others] == [seconds[1 - best]]
+    assert taken.sizes == end
+    backwards, _ = again.fastest(replace(ways, choices=ways.choices[::-1]), lambda _: None)
+    assert backwards == taken
+
+
+def test_one_way_that_is_expected_to_be_fastest_is_not_played_twice() -> None:
+    again, ways = ways_of([(2, 6)])
+    assert again.fastest(ways, lambda _: None) == (ways.choices[0], ())
 
 
 def test_flags_force_the_shares_that_were_forced() -> None:

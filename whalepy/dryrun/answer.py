@@ -131,7 +131,7 @@ def answer_in_stages(
     if baselines is None:
         progress("the whole model on every device")
         baselines = replicated(study, cluster, options)  # last: it takes the stages off the graph
-    ranked = [best, *(other for other in (*others, *baselines) if other.verdict != "no")]
+    ranked = [best, *(other for other in (*others, *staged.others, *baselines) if other.verdict != "no")]
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
     return _with_room(replace(made, annotations=staged.annotations), best, options), best

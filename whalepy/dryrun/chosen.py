@@ -121,17 +121,34 @@ _ANY = 2.0**20
 """Of forced stages it is told what is missing: as if memories were so many times larger."""
 
 
-def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged, Options]:
-    """The stages that are asked for, and the options that they are run with.
+@dataclass(frozen=True)
+class Ways:
+    """The best ways that were found to put a model in stages, best first."""
 
-    Raises PlanError where blocks or devices are too few.
-    """
+    found: Surveyed
+    choices: tuple[Choice, ...]
+    cluster: ClusterSpec
+    options: Options
+
+    def staged(self, choice: Choice) -> tuple[Staged, Options]:
+        """The stages of one of them, and the options that they are run with."""
+        balance = self.options.balance
+        made = staging_of(self.found, choice, len(self.cluster.devices), self.options)
+        if balance != "exact":
+            name, flags = f"{made.name} by {_BALANCES[balance]}", f"{made.flags} --balance {balance}"
+            made = replace(made, name=name, flags=flags)
+        return Staged.made(made), as_chosen(self.options, choice)
+
+
+def forced(study: Study, cluster: ClusterSpec, options: Options) -> Ways:
+    """The stages that are asked for, in the best ways to have them. Raises PlanError where blocks or devices lack."""
     found = surveyed(study, cluster, options.split)
     model, count = study.recipe.model, options.stages or 1
     if count > len(found.paths):
         paths = ", ".join(found.paths[:3]) + (", ..." if len(found.paths) > 3 else "")
+        asked = f"--stages {count}" if options.widths is None else f"--widths of {count} stages"
         raise PlanError(
-            f"--stages {count}, but {type(model).__name__} has {len(found.paths)} blocks to cut between: {paths}",
+            f"{asked}, but {type(model).__name__} has {len(found.paths)} blocks to cut between: {paths}",
             fix=f"choose at most {len(found.paths)} stages, or annotate the model with whalepy.stage()",
         )
     check_degrees(options, len(cluster.devices))
@@ -141,12 +158,9 @@ def forced(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Staged
             f"{count} stages cannot be met with what else is forced",
             fix="leave out --microbatches, --replicate, --split or --shares, or give other --widths",
         )
-    choice = _balanced(found, choices[0], cluster, options.balance)
-    made = staging_of(found, choice, len(cluster.devices), options)
     if options.balance != "exact":
-        name, flags = f"{made.name} by {_BALANCES[options.balance]}", f"{made.flags} --balance {options.balance}"
-        made = replace(made, name=name, flags=flags)
-    return Staged.made(made), as_chosen(options, choice)
+        choices = [_balanced(found, choices[0], cluster, options.balance)]
+    return Ways(found, tuple(choices), cluster, options)
 
 
 _BALANCES = {"whale": "Whale's cut", "equal": "number of blocks"}
@@ -206,7 +220,8 @@ def with_estimates(forecast: Forecast, estimates: Sequence[Alternative]) -> Fore
     """The same with what was estimated and not played, for other numbers of stages than those that were."""
     first, *played = forecast.alternatives
     staged = len(forecast.stages) > 1
-    more = [one for one in estimates if one.strategy.split(",")[0] != first.strategy.split(",")[0]]
+    known = {one.strategy.split(",")[0] for one in forecast.alternatives}
+    more = [one for one in estimates if one.strategy.split(",")[0] not in known]
     more = [one for one in more if staged or "stages" in one.strategy]
     others = sorted([*played, *more], key=lambda one: (one.verdict == "no", one.step_time_s))
     return replace(forecast, alternatives=(first, *others))

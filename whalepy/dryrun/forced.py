@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
-from whalepy.dryrun.chosen import forced
+from whalepy.dryrun.chosen import Ways, forced, name_of
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.pipeline import PipelineTried
-from whalepy.dryrun.staged import tried_in_stages
+from whalepy.dryrun.staged import stages_of, tried_in_stages
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
+from whalepy.planner.search import Choice
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,65 @@ class Forced:
         shares = asked.shares if asked.shares == "equal" else None
         others = replace(asked, stages=count, replicate=None, shares=shares, widths=None)
         with folded(model, fold=bool(self.base.blocks.folds), scopes={}):
-            staged, options = forced(self.base, cluster, others)
-        with folded(model, least=LEAST_IN_STAGES, scopes=staged.scopes) as kept:
+            ways = forced(self.base, cluster, others)
+        return self.played(ways, ways.choices[0])
+
+    def played(self, ways: Ways, choice: Choice) -> PipelineTried | None:
+        """One of the ways to put it in stages; None where the blocks do not follow each other."""
+        staged, options = ways.staged(choice)
+        with folded(self.base.recipe.model, least=LEAST_IN_STAGES, scopes=staged.scopes) as kept:
             paths = {first: path for path, (first, *_) in zip(kept.paths, kept.stand_for, strict=True)}
             own = {path: chain for path, chain in staged.scopes.items() if path in paths or path not in kept.whole}
             study = grown(self.base, kept, {paths.get(path, path): chain for path, chain in own.items()})
             if study is None:
                 return None
-            tried = tried_in_stages(study, cluster, options, staged)
+            tried = tried_in_stages(study, ways.cluster, options, staged)
             return tried if tried.verdict else None  # what it holds is rehearsed here, while the blocks are these
+
+    def fastest(self, ways: Ways, progress: Progress) -> tuple[Choice, tuple[PipelineTried, ...]]:
+        """Of the ways that are expected to take about as long, the one that is fastest when played, and the others.
+
+        Blocks of its slowest stage are given to a neighbour as long as that helps.
+        """
+        first = ways.choices[0]
+        near = [choice for choice in ways.choices[:_MOST_PLAYED] if choice.step_s <= _NEAR * first.step_s]
+        if len(near) == 1:
+            return first, ()
+        tried: list[tuple[Choice, PipelineTried]] = []
+        for choice in near:
+            progress(f"{name_of(choice)}, {choice.microbatches} microbatches")
+            played = self.played(ways, choice)
+            if played is None:
+                return first, ()
+            tried.append((choice, played))
+        best, played = min(tried, key=lambda one: one[1].order)
+        others = tuple(other for choice, other in tried if choice is not best)
+        for _ in range(_MOST_MOVES):
+            moved = _relieved(best, played)
+            progress("with a block less on the slowest stage")
+            other = None if moved is None else self.played(ways, moved)
+            if moved is None or other is None or other.order[:2] >= played.order[:2]:
+                break
+            best, played = moved, other
+        return best, others
+
+
+Progress = Callable[[str], None]
+_MOST_PLAYED = 3
+"""Ways that are played in full."""
+_NEAR = 1.07
+"""Ways that are expected to take up to so many times as long as the best are played: estimates are off by as much."""
+_MOST_MOVES = 2
+"""Blocks that are moved."""
+
+
+def _relieved(choice: Choice, played: PipelineTried) -> Choice | None:
+    """The same with a block of the slowest stage on the faster one of its neighbours; None where it has one block."""
+    seconds = [stage.forward_s + stage.backward_s for stage in stages_of(played)]
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    if choice.sizes[slowest] == 1:
+        return None
+    beside = [k for k in (slowest - 1, slowest + 1) if 0 <= k < len(seconds)]
+    faster = min(beside, key=seconds.__getitem__)
+    change = {slowest: -1, faster: 1}
+    return replace(choice, sizes=tuple(size + change.get(k, 0) for k, size in enumerate(choice.sizes)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, replicated, saved, sizes_of, subject_of
 from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
-from whalepy.dryrun.chosen import as_chosen, choices_of, estimates_of, forced, staging_of, surveyed, with_estimates
-from whalepy.dryrun.forced import Forced
+from whalepy.dryrun.chosen import Ways, choices_of, estimates_of, forced, surveyed, with_estimates
+from whalepy.dryrun.forced import Forced, Progress
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
 from whalepy.dryrun.pipeline import PipelineTried
@@ -72,7 +72,7 @@ class Request:
     """Whether the forecast says too what more rows, longer sequences and fewer devices would do."""
 
 
-def run(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, Plan | None]:
+def run(request: Request, progress: Progress) -> tuple[Forecast, Plan | None]:
     """The forecast and, where it is wanted, the plan. Raises WhaleError for a request that cannot be met."""
     if request.optimizer not in OPTIMIZERS:
         raise PlanError(f"no optimizer {request.optimizer!r}", fix=did_you_mean(request.optimizer, list(OPTIMIZERS)))
@@ -119,7 +119,7 @@ class _Asked:
     options: Options
     request: Request
     sizes: Sizes
-    progress: Callable[[str], None]
+    progress: Progress
     given: Plan | None
     """A saved plan."""
     bare: bool
@@ -172,8 +172,10 @@ def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | N
     staged = Staged() if given is None else Staged.saved(given, str(request.plan))
     estimates: tuple[Alternative, ...] = ()
     again: Forced | None = None
+    known: _Known | None = None
     if options.stages is not None:
-        staged, options, again = _forced_stages(recipe, example, cluster, options, request, progress)
+        known = _forced_stages(recipe, example, cluster, options, request, progress)
+        staged, options, again = _fastest(*known, progress)
         put.enter_context(annotated(model, staged.scopes))
     elif given is None and asked.bare:
         with _unstaged(recipe, example, request) as study:
@@ -187,8 +189,9 @@ def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | N
                     if found is None or forecast.fits:
                         return with_estimates(forecast, estimates), best, None if study.blocks.folds else study
                 assert found is not None
-                staged, again = _with_base(study, found, options, cluster, progress)
-                options = found[1]
+                known = found, *_based(study, found, progress)
+        if known is not None:
+            staged, options, again = _fastest(*known, progress)
         put.enter_context(annotated(model, staged.scopes))
 
     def in_stages(study: Study) -> tuple[Forecast, Tried]:
@@ -216,9 +219,7 @@ def _answered(asked: _Asked, put: ExitStack) -> tuple[Forecast, Tried, Study | N
         return (*in_stages(study), study)
 
 
-def _with_adds(
-    forecast: Forecast, best: Tried, again: Forced, progress: Callable[[str], None]
-) -> tuple[Forecast, Tried]:
+def _with_adds(forecast: Forecast, best: Tried, again: Forced, progress: Progress) -> tuple[Forecast, Tried]:
     """The forecast with what each device adds to stages that are cut anew for the others."""
     progress("without a device")
     alike = replace(again, options=replace(again.options, schedule=forecast.schedule))
@@ -248,12 +249,13 @@ def _is_bare(study: Study) -> bool:
     return not any(op.scope for op in study.program.operators if op.kind == "call")
 
 
-_Found = tuple[Staged, Options]
+_Known = tuple[Ways, tuple[Tried, ...] | None, Forced | None]
+"""Ways to put a model in stages; the whole model on every device; how to play them: neither without lists of blocks."""
 
 
 def _instead(
-    study: Study, cluster: ClusterSpec, options: Options, progress: Callable[[str], None]
-) -> tuple[_Found | None, tuple[Alternative, ...], bool]:
+    study: Study, cluster: ClusterSpec, options: Options, progress: Progress
+) -> tuple[Ways | None, tuple[Alternative, ...], bool]:
     """The best stages that fit, what the search expects of the best ways, and whether the stages beat one stage."""
     if options.zero is not None and options.zero > 1:  # not there yet with stages
         return None, (), False
@@ -261,12 +263,11 @@ def _instead(
     found = surveyed(study, cluster, options.split)
     choices = choices_of(found, cluster, options)
     estimates = estimates_of(choices, cluster, options)
-    staged = next((choice for choice in choices if len(choice.sizes) > 1), None)
-    if staged is None:
+    staged = tuple(choice for choice in choices if len(choice.sizes) > 1)
+    if not staged:
         return None, estimates, False
     one = next((choice.step_s for choice in choices if len(choice.sizes) == 1), math.inf)
-    staging = staging_of(found, staged, len(cluster.devices), options)
-    return (Staged.made(staging), as_chosen(options, staged)), estimates, staged.step_s <= one * _WORTH_IT
+    return Ways(found, staged, cluster, options), estimates, staged[0].step_s <= one * _WORTH_IT
 
 
 _WORTH_IT = 0.97
@@ -279,8 +280,8 @@ def _forced_stages(
     cluster: ClusterSpec,
     options: Options,
     request: Request,
-    progress: Callable[[str], None],
-) -> tuple[Staged, Options, Forced | None]:
+    progress: Progress,
+) -> _Known:
     """The stages that are forced. Raises PlanError for a model that has annotations of its own."""
     with _unstaged(recipe, example, request) as study:
         if not _is_bare(study):
@@ -289,20 +290,26 @@ def _forced_stages(
                 fix="leave out --stages, or return a model without annotations",
             )
         progress(f"looking for the best {options.stages} stages")
-        found = forced(study, cluster, options)
-        staged, again = _with_base(study, found, options, cluster, progress)
-        return staged, found[1], again
+        ways = forced(study, cluster, options)
+        return ways, *_based(study, ways, progress)
 
 
-def _with_base(
-    study: Study, found: _Found, asked: Options, cluster: ClusterSpec, progress: Callable[[str], None]
-) -> tuple[Staged, Forced | None]:
-    """Stages with the whole model tried beside them, and how to cut others; neither without lists of blocks."""
-    staged, options = found
+def _based(study: Study, ways: Ways, progress: Progress) -> tuple[tuple[Tried, ...] | None, Forced | None]:
+    """The whole model tried on every device, and how to put it in stages."""
     if not study.blocks.paths:
-        return staged, None
+        return None, None
     progress("the whole model on every device")
-    return replace(staged, baselines=replicated(study, cluster, options)), Forced(study, asked)
+    _, options = ways.staged(ways.choices[0])
+    return replicated(study, ways.cluster, options), Forced(study, ways.options)
+
+
+def _fastest(
+    ways: Ways, baselines: tuple[Tried, ...] | None, again: Forced | None, progress: Progress
+) -> tuple[Staged, Options, Forced | None]:
+    """The stages of the fastest of these ways, and what they are run with."""
+    choice, others = (ways.choices[0], ()) if again is None else again.fastest(ways, progress)
+    staged, options = ways.staged(choice)
+    return replace(staged, baselines=baselines, others=others), options, again
 
 
 def _check_no_schedule(options: Options) -> None:

@@ -39,6 +39,8 @@ class Staged:
     """What puts a model in these stages."""
     baselines: tuple[Tried, ...] | None = None
     """The whole model on every device, where it was tried already; none where that cannot be."""
+    others: tuple[Tried, ...] = ()
+    """Other stages that were played."""
 
     @classmethod
     def made(cls, staging: Staging) -> Staged:

@@ -305,8 +305,10 @@ class Search:
             own.append(float(sums.both[start + size] - sums.both[start]))
             start += size
             if k + 1 < form.stages:
+                # Every rank of a split stage receives all of it.
                 latency, per_byte = form.crossing(k, k + 1)
-                between.append(latency + per_byte * form.widths[k].replicate * float(sums.sends[start]))
+                times = form.widths[k].replicate * max(form.widths[k].split, form.widths[k + 1].split)
+                between.append(latency + per_byte * times * float(sums.sends[start]))
         groups = len(form.groups)
         busy = [sum(own[g::groups]) for g in range(groups)]
         once = sum(own) + 2 * sum(between)
