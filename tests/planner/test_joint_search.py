@@ -13,7 +13,7 @@ import pytest
 
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.block_table import BlockWork, Lent, Way
-from whalepy.planner.form import Limits
+from whalepy.planner.form import Limits, parse_widths
 from whalepy.planner.search import Choice, Search
 from whalepy.planner.stage_cost import StageCosts
 from whalepy.planner.units import units_of
@@ -170,6 +170,23 @@ def test_a_card_that_slows_the_rest_is_left_out() -> None:
     assert first.devices == 1
 
 
+def test_a_stage_of_two_slow_cards_beside_one_of_a_fast_card() -> None:
+    """With two microbatches three stages in a row would be one more to wait for."""
+    table = Blocks([10**11] * 12, [8 * MIB] * 12, [300 * MIB] * 12, rows=16, splits=(1,))
+    (first, *_) = best_choices(table, ClusterSpec.load("1xV100-SXM2-16GB + 2xT4"), microbatches=2)
+    assert first.unlike and sorted(width.replicate for width in first.widths) == [1, 2]
+    assert [len({unit.kind for unit in group}) for group in first.groups] == [1, 1]
+
+
+def test_widths_that_are_asked_for_are_kept() -> None:
+    """Also where other ones would be faster, and where a kind has too few devices for one of them."""
+    table, cluster = blocks(random.Random(5), rows=12), ClusterSpec.load("3xV100-SXM2-16GB + 2xT4")
+    for text in ("3,1", "2,2", "1x2,1x2", "1,1,2"):
+        found = best_choices(table, cluster, widths=parse_widths(text))
+        assert found and {choice.widths for choice in found} == {parse_widths(text)}
+    assert not best_choices(table, cluster, widths=parse_widths("1,4"))
+
+
 def test_memory_decides_where_speed_does_not() -> None:
     """Two parts of a model that fills a card go to two cards, and the larger memory takes more of it."""
     table = Blocks([10**9] * 8, [300 * MIB] * 8, [MIB] * 8, rows=4, splits=(1,))
@@ -195,6 +212,13 @@ def test_a_split_is_timed_where_there_are_devices_for_it() -> None:
     clusters = [ClusterSpec.load(f"{a} + {b} @ 10Gbit/s") for a, b in ((pair, alone), (alone, pair))]
     seconds = [StageCosts(table, cluster).sums(Way(2), 8, 0).both[-1] for cluster in clusters]
     assert seconds[0] == seconds[1]
+
+
+def test_devices_that_are_all_unlike_are_not_put_together_in_every_way() -> None:
+    """Measured speeds are hardly ever the same."""
+    cluster = ClusterSpec.load(" + ".join(f"1xT4*0.{90 - k}" for k in range(40)))
+    (first, *_) = best_choices(Blocks([10**9] * 40, [40 * MIB] * 40, [MIB] * 40, rows=64, splits=(1,)), cluster)
+    assert not first.unlike
 
 
 def test_stages_that_take_turns_are_a_multiple() -> None:

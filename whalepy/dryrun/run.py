@@ -287,7 +287,7 @@ def _forced_stages(
         if not _is_bare(study):
             raise PlanError(
                 "the model is annotated, so stages cannot be forced",
-                fix="leave out --stages, or return a model without annotations",
+                fix=f"leave out --{'stages' if options.widths is None else 'widths'}, or return a model without annotations",
             )
         progress(f"looking for the best {options.stages} stages")
         ways = forced(study, cluster, options)
