@@ -285,9 +285,10 @@ def _forced_stages(
     """The stages that are forced. Raises PlanError for a model that has annotations of its own."""
     with _unstaged(recipe, example, request) as study:
         if not _is_bare(study):
+            asked = "--stages" if options.widths is None else "--widths"
             raise PlanError(
                 "the model is annotated, so stages cannot be forced",
-                fix=f"leave out --{'stages' if options.widths is None else 'widths'}, or return a model without annotations",
+                fix=f"leave out {asked}, or return a model without annotations",
             )
         progress(f"looking for the best {options.stages} stages")
         ways = forced(study, cluster, options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from whalepy.dryrun.blocks import Blocks, module_of
@@ -162,7 +162,7 @@ class ModelTable:
             recorded = candidate.recording(candidate.plan.ranks[0], count * rows)
             for adds, turn in ((False, 0), (True, count - 1)):
                 works = tuple(self._block_works(recorded, turn, rows))
-                self._runs[replace(way, adds=adds), rows] = recorded, works
+                self._runs[way._replace(adds=adds), rows] = recorded, works
         return self._runs[way, rows]
 
     def _block_works(self, recorded: Recorded, turn: int, rows: int) -> Iterator[BlockWork]:

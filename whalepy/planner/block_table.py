@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from whalepy.planner.work import Event, Holdings
 
@@ -24,8 +24,7 @@ class BlockWork:
     holdings: Holdings
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """How a rank computes its part of a model."""
 
     split: int = 1

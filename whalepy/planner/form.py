@@ -179,8 +179,17 @@ class Form:
 
     def of(self, k: int, microbatches: int, rows: int) -> tuple[Way, int]:
         """How a rank of a stage computes, and the rows it has of so many in a microbatch of one copy."""
-        replicate, split = self.widths[k]
-        return Way(split, self.recompute, adds=microbatches > 1), math.ceil(rows / replicate)
+        ways, parts = self._ways[k]
+        return ways[microbatches > 1], -(-rows // parts)
+
+    @cached_property
+    def _ways(self) -> list[tuple[tuple[Way, Way], int]]:
+        """Per stage: with one microbatch, and with several; parts of the rows."""
+        known = {
+            width: ((Way(width.split, self.recompute), Way(width.split, self.recompute, adds=True)), width.replicate)
+            for width in set(self.widths)
+        }
+        return [known[width] for width in self.widths]
 
 
 def widths_of(groups: Groups, copies: int) -> tuple[Width, ...]:

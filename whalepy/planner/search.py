@@ -272,10 +272,15 @@ class Search:
     ) -> list[Part] | None:
         """The stages as each kind of device and number of rows sees them; None where one has no room at all."""
         chunks, parts = self.limits.chunks, list[Part]()
+        known: dict[object, list[_View]] = {}
         for k, width in enumerate(form.widths):
-            keys = sorted({(column[k], each) for column, each in classes})
-            replicas = width.replicate * form.copies
-            own = [self._view(*form.of(k, microbatches, each), form.zero, replicas, kind) for kind, each in keys]
+            keys = tuple(sorted({(column[k], each) for column, each in classes}))
+            if (width, keys) not in known:
+                known[width, keys] = [
+                    self._view(*form.of(k, microbatches, each), form.zero, width.replicate * form.copies, kind)
+                    for kind, each in keys
+                ]
+            own = known[width, keys]
             if any(view.room <= 0 for view in own):
                 return None
             # Under 1F1B a stage that is S - k from the end holds as many microbatches, of interleaved ones up to a
