@@ -79,7 +79,7 @@ class Limits:
     in_time: bool = True
     """Whether the model can be cut into microbatches."""
     widths: tuple[Width, ...] | None = None
-    """Of each stage."""
+    """Of the stages on each group of devices."""
     unlike: bool = True
     """Whether stages may have unlike widths."""
 
