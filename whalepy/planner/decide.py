@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -57,6 +57,8 @@ class Decisions:
     """Per parameter: the layout of the boxes that ranks keep (types R and S)."""
     received_cuts: tuple[int | None, ...] = ()
     """Per level: the cut by which it cuts the rows of what other stages give, or None."""
+    crossing_cuts: tuple[int | None, ...] = ()
+    """Per level that cuts no rows: the cut by which what crosses between stages goes in parts, or None."""
 
 
 Orders = Mapping[tuple[int, int], tuple[str, ...]]
@@ -101,11 +103,13 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
     row_cuts = tuple(_row_cut(subject, mesh, cuts, level) for level in range(len(mesh.sizes)))
     outer: list[tuple[Mode, ...]] = []
     received_cuts: list[int | None] = []
+    crossing_cuts: list[int | None] = []
     assignments: list[Assignment] = []
     found: dict[tuple[int, int], tuple[str, ...]] = {}
     for index in range(len(mesh.sizes)):
         level = _level(subject, mesh, cuts, index, row_cuts[index], tuple(outer))
         received_cuts.append(level.received_cut)
+        crossing_cuts.append(_crossing_cut(level))
         chosen = _orders(subject, level, orders)
         found.update({(index, k): order for k, order in chosen.items()})
         by_id = {subject.primitives[k].id: order for k, order in chosen.items()}
@@ -116,7 +120,8 @@ def decide(subject: Subject, speeds: Sequence[float], orders: Orders | None = No
     }
     modes = tuple(zip(*outer, strict=True)) if outer else ((),) * len(subject.operators.items)
     stored: dict[str, Layout] = {name: tuple(stored_type(t) for t in layout) for name, layout in read.items()}
-    return Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts, stored, tuple(received_cuts)), found
+    made = Decisions(mesh.sizes, tuple(cuts.table), modes, read, row_cuts, stored, tuple(received_cuts))
+    return replace(made, crossing_cuts=tuple(crossing_cuts)), found
 
 
 def stored_type(read: Type) -> Type:
@@ -201,6 +206,13 @@ def _received_cut(
         return row_cut
     working = {owner for op, owner in zip(subject.operators.items, owners, strict=True) if op.kind == "call"}
     return own[None] if working == {None} else None
+
+
+def _crossing_cut(level: Level) -> int | None:
+    """What a level has whole crosses by the shares of the first split scope that owns it."""
+    if level.received_cut is not None:
+        return None
+    return next((cut for owner, cut in zip(level.owners, level.cuts, strict=True) if owner is not None), None)
 
 
 def _orders(subject: Subject, level: Level, given: Orders | None) -> dict[int, tuple[str, ...]]:

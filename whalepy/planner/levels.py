@@ -14,6 +14,7 @@ from functools import cached_property
 from whalepy.primitives import Primitive
 from whalepy.program.layout import (
     REPLICATED,
+    Layout,
     Mode,
     Operator,
     Sharded,
@@ -272,6 +273,16 @@ def wanted_types(ops: Operators, modes: Sequence[Mode]) -> dict[tuple[int, int],
         for k, key in enumerate(op.operands):
             wanted.setdefault(key, []).append(operand_type(op, mode, k))
     return wanted
+
+
+def wanted_of(ops: Sequence[Operator], modes: Sequence[Sequence[Mode]], key: tuple[int, int]) -> list[Layout]:
+    """The layouts in which the uses of one value want it, a type per level."""
+    return [
+        tuple(operand_type(op, mode, k) for mode in own)
+        for op, own in zip(ops, modes, strict=True)
+        for k, operand in enumerate(op.operands)
+        if operand == key
+    ]
 
 
 def read_type(op: Operator, wanted: Sequence[Type]) -> Type:

@@ -85,7 +85,7 @@ class LoadTable:
 
     def _border_s(self, way: Way, rows: int) -> float:
         inter, sends = self.costs.cluster.inter, self.costs.sums(way, rows, 0).sends[1:-1]
-        return inter.latency_s + way.split * float(sends.min()) / reached(inter) if inter and len(sends) else 0.0
+        return inter.latency_s + float(sends.min()) / reached(inter) if inter and len(sends) else 0.0
 
     def _seconds(self, ways: Sequence[Way], rows: Sequence[int]) -> Numbers:
         """Of the whole model; by which a part takes that part at least; of the smallest block. Per kind and rows."""

@@ -304,21 +304,31 @@ class Search:
         """Seconds of one copy without its gradients: its slowest stage over and over, and one way there and back."""
         own: list[float] = []
         between: list[float] = []
+        gathered = [0.0] * form.stages
         start = 0
         for k, size in enumerate(sizes):
             sums = self.costs.sums(*form.of(k, microbatches, rows), column[k])
             own.append(float(sums.both[start + size] - sums.both[start]))
             start += size
             if k + 1 < form.stages:
-                # Every rank of a split stage receives all of it.
                 latency, per_byte = form.crossing(k, k + 1)
-                times = form.widths[k].replicate * max(form.widths[k].split, form.widths[k + 1].split)
-                between.append(latency + per_byte * times * float(sums.sends[start]))
+                crossing = form.widths[k].replicate * float(sums.sends[start])
+                between.append(latency + per_byte * crossing)
+                for end in (k, k + 1):
+                    gathered[end] += self._gathering_s(form.widths[end], column[end], crossing)
+        own = [a + b for a, b in zip(own, gathered, strict=True)]
         groups = len(form.groups)
         busy = [sum(own[g::groups]) for g in range(groups)]
         once = sum(own) + 2 * sum(between)
         turn = max(*busy, 0.0, *between, once / min(len(own), microbatches))
         return once + (microbatches - 1) * (turn if len(own) > 1 else own[0])
+
+    def _gathering_s(self, width: Width, kind: int, crossing: float) -> float:
+        """Seconds in which a stage that is split makes what crosses whole: what it reads, or its gradient."""
+        if width.split == 1:
+            return 0.0
+        size = crossing / width.replicate * (1 - 1 / width.split)
+        return self.costs.inside(width.split, kind).seconds("all-gather", round(size))
 
     def _closing_s(self, form: Form, microbatches: int, sizes: Sequence[int]) -> float:
         """Seconds after the last microbatch: gradients over those with parts of the rows, and the update."""

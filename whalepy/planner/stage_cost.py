@@ -57,6 +57,7 @@ class StageCosts:
     _sums: dict[tuple[Way, int, int], Sums] = field(default_factory=dict[tuple[Way, int, int], Sums])
     _static: dict[tuple[Way, int, int], Places] = field(default_factory=dict[tuple[Way, int, int], Places])
     _units: dict[int, list[list[Unit]]] = field(default_factory=dict[int, list[list[Unit]]])
+    _inside: dict[tuple[int, int], Route] = field(default_factory=dict[tuple[int, int], Route])
     _update: dict[tuple[Way, int], float] = field(default_factory=dict[tuple[Way, int], float])
 
     def __post_init__(self) -> None:
@@ -98,15 +99,19 @@ class StageCosts:
 
     def _seconds(self, way: Way, kind: int) -> Callable[[Event], float]:
         """Seconds of an event on one rank of a unit of one kind."""
-        cost, units = self.costs[kind], self.units(way.split)[kind]
-        route = self.network.route(units[0].devices) if way.split > 1 and units else None
+        cost, route = self.costs[kind], self.inside(way.split, kind)
 
         def seconds(event: Event) -> float:
-            if not event.collective:
-                return cost.seconds(event)
-            return 0.0 if route is None else route.seconds(event.collective, event.bytes)
+            return route.seconds(event.collective, event.bytes) if event.collective else cost.seconds(event)
 
         return seconds
+
+    def inside(self, split: int, kind: int) -> Route:
+        """What collectives of a unit of one kind cross; where there is none, those of a single device."""
+        if (split, kind) not in self._inside:
+            units = self.units(split)[kind]
+            self._inside[split, kind] = self.network.route(units[0].devices if units else [0])
+        return self._inside[split, kind]
 
     def static(self, way: Way, zero: int, copies: int) -> Places:
         """Bytes that the blocks before each place hold all the time, in one of so many copies."""

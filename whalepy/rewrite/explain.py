@@ -11,8 +11,8 @@ from whalepy.planner.mesh import Chain, Mesh, arrange
 from whalepy.primitives import Primitive, scope_by_id
 from whalepy.program.analysis import Program
 from whalepy.program.layout import Layout, Operator, Sharded, Type, result_type
+from whalepy.rewrite.crossing import input_layout, read_layout
 from whalepy.rewrite.printing import bytes_text, level_names
-from whalepy.rewrite.rewrite import input_layout
 
 
 def explain_text(program: Program, decisions: Decisions, chains: Sequence[Chain]) -> str:
@@ -74,8 +74,10 @@ def _layouts(program: Program, decisions: Decisions) -> Layouts:
         for r in range(len(op.result_grad)):
             if op.kind == "parameter":
                 found[i, r] = decisions.read[program.placeholder(i).name]
-            elif op.kind in ("input", "received"):
+            elif op.kind == "input":
                 found[i, r] = input_layout(program, decisions, i)
+            elif op.kind == "received":
+                found[i, r] = read_layout(program, decisions, i)
             else:
                 found[i, r] = tuple(result_type(op, mode, r) for mode in decisions.modes[i])
     return found

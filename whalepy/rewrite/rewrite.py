@@ -23,11 +23,9 @@ from whalepy.program.call import is_tensor, tensor_operands
 from whalepy.program.dead_code import drop_unused
 from whalepy.program.layout import (
     Layout,
-    Sharded,
     operand_type,
     result_type,
 )
-from whalepy.program.options import Place
 from whalepy.rewrite import kernels
 from whalepy.rewrite.bindings import (
     Binding,
@@ -41,6 +39,7 @@ from whalepy.rewrite.bindings import (
     Stream,
     ValueTerms,
 )
+from whalepy.rewrite.crossing import input_layout, read_layout, received_layout
 from whalepy.rewrite.data_sizes import size_from_data
 from whalepy.rewrite.emission import emit
 from whalepy.rewrite.terms import moves, terms_of
@@ -80,6 +79,8 @@ class Rewriter:
     bindings: dict[Binding, fx.Node] = field(default_factory=dict[Binding, fx.Node])
     made: dict[tuple[int, int], fx.Node] = field(default_factory=dict[tuple[int, int], fx.Node])
     layouts: dict[tuple[int, int], Layout] = field(default_factory=dict[tuple[int, int], Layout])
+    read: dict[tuple[int, int], Layout] = field(default_factory=dict[tuple[int, int], Layout])
+    """Of what other stages give: the layout that it gets before anything reads it."""
     moved: dict[tuple[int, int, Layout], fx.Node] = field(default_factory=dict[tuple[int, int, Layout], fx.Node])
     symbols: dict[fx.Node, fx.Node] = field(default_factory=dict[fx.Node, fx.Node])
     inner: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -117,8 +118,11 @@ class Rewriter:
             layout: Layout = ("R",) * level_count
             if place.kind == "parameter":
                 layout = self.decisions.read[place.name]
-            elif place.kind in ("input", "received"):
+            elif place.kind == "input":
                 layout = input_layout(self.program, self.decisions, index[node])
+            elif place.kind == "received":
+                layout = received_layout(self.program, self.decisions, index[node])
+                self.read[index[node], 0] = read_layout(self.program, self.decisions, index[node])
             self.made[index[node], 0] = new
             self.layouts[index[node], 0] = layout
 
@@ -165,11 +169,18 @@ class Rewriter:
         key = (i, r)
         if not self.program.operators[i].result_grad[r]:
             want = tuple("R" if t == "B" else t for t in want)
-        value = self.made[key]
-        for now, binding in moves(self.program, key, self.layouts[key], want):
-            cached = self.moved.get((i, r, now))
+        value, now = self.made[key], self.layouts[key]
+        summed: Layout = tuple("R" if have == "P" != to else have for have, to in zip(now, want, strict=True))
+        for start in (self.read.get(key), summed if (*key, summed) in self.moved else None):
+            if start is not None:
+                value, now = self._converted(key, value, now, start), start
+        return self._converted(key, value, now, want)
+
+    def _converted(self, key: tuple[int, int], value: fx.Node, source: Layout, target: Layout) -> fx.Node:
+        for now, binding in moves(self.program, key, source, target):
+            cached = self.moved.get((*key, now))
             value = cached if cached is not None else self._move(value, binding)
-            self.moved[i, r, now] = value
+            self.moved[*key, now] = value
         return value
 
     def _move(self, value: fx.Node, binding: MoveBinding) -> fx.Node:
@@ -289,24 +300,6 @@ def _getitem(values: Any, i: int) -> Any:
 
 def _number(expr: sympy.Expr) -> int | float:
     return int(expr) if expr.is_Integer else float(expr)
-
-
-def input_layout(program: Program, decisions: Decisions, i: int) -> Layout:
-    """Rows cut by the levels that cut them; everything else whole."""
-    place = row_place(program, i)
-    received = program.operators[i].kind == "received"
-    cuts = decisions.received_cuts if received else decisions.row_cuts
-    return tuple("R" if cut is None or place is None else Sharded(place, cut) for cut in cuts)
-
-
-def row_place(program: Program, i: int) -> Place | None:
-    """Where the rows stand in an input, which has a dim of them, or in what another stage gives; None: it has none."""
-    received = program.operators[i].kind == "received"
-    for d, dim in enumerate(program.dims[i][0]):
-        leaves = program.axes.leaves(dim)
-        if program.batch is not None and (leaves == (program.batch,) or (received and program.batch in leaves)):
-            return Place(d, leaves.index(program.batch), program.batch)
-    return None
 
 
 def rewrite(program: Program, decisions: Decisions, result_layout: Callable[[int], Layout] | None = None) -> Rewritten:

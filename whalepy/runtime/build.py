@@ -20,8 +20,9 @@ from whalepy.program.capture_wrapper import Wants
 from whalepy.program.costs import hint
 from whalepy.program.layout import Layout, Sharded
 from whalepy.program.options import Place
+from whalepy.rewrite.crossing import row_place
 from whalepy.rewrite.microbatches import microbatched
-from whalepy.rewrite.rewrite import Rewritten, rewrite, row_place
+from whalepy.rewrite.rewrite import Rewritten, rewrite
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from whalepy.primitives import Primitive, scope_by_id
 from whalepy.primitives.recording import remember
 from whalepy.program.analysis import Program, Value
 from whalepy.program.dead_code import drop_unused
-from whalepy.program.layout import Layout, Sharded, result_type
+from whalepy.program.layout import Layout
 from whalepy.program.taskgraphs import Crossing, Lending, Taskgraph, Taskgraphs, crosses_unknown, stages_in, taskgraphs
+from whalepy.rewrite.crossing import given_layout, received_layout
 from whalepy.rewrite.deferred import deferred
 from whalepy.rewrite.microbatches import microbatched
-from whalepy.rewrite.rewrite import input_layout, rewrite
+from whalepy.rewrite.rewrite import rewrite
 from whalepy.runtime.build import Ahead, Analysed, built, reanalysed, rewritten, row_layouts, subject_of
 
 
@@ -279,7 +280,7 @@ def _stage(
 
 
 def _output_layouts(graph: Taskgraph, decisions: Decisions, keep_rows: bool) -> Any:
-    """Results and buffers whole (or by rows); what other stages read as it lies, partial sums added up."""
+    """Results and buffers whole (or by rows); what other stages read with one owner per element."""
     program = graph.program
     first = program.captured.results + len(program.captured.mutations)
     whole: Layout = ("R",) * len(decisions.mesh)
@@ -288,23 +289,9 @@ def _output_layouts(graph: Taskgraph, decisions: Decisions, keep_rows: bool) -> 
     def layout(i: int) -> Layout:
         if i < first:
             return rows.get(i, whole) if i < program.captured.results else whole
-        return _owned(_layout_at(program, decisions, graph.own[graph.given[i - first]]))
+        return given_layout(program, decisions, graph.own[graph.given[i - first]])
 
     return layout
-
-
-def _layout_at(program: Program, decisions: Decisions, key: Value) -> Layout:
-    """The layout of a value where it is made."""
-    op = program.operators[key[0]]
-    if op.kind == "call":
-        return tuple(result_type(op, mode, key[1]) for mode in decisions.modes[key[0]])
-    if op.kind in ("input", "received"):
-        return input_layout(program, decisions, key[0])
-    return ("R",) * len(decisions.mesh)
-
-
-def _owned(layout: Layout) -> Layout:
-    return tuple(kind if isinstance(kind, Sharded) else "R" for kind in layout)
 
 
 def _prologue(
@@ -354,15 +341,16 @@ def _crossed(
         source, target = graphs.stages[crossing.source], graphs.stages[crossing.target]
         giver, reader = stages[crossing.source], stages[crossing.target]
         key = source.own[crossing.value]
-        there = (target.received[crossing.value], 0)
+        there = target.received[crossing.value]
+        arrives = received_layout(reader.program, reader.decisions, there)
         program = giver.program
         first = program.captured.results + len(program.captured.mutations)
         found.setdefault((crossing.source, crossing.target), []).append(
             Crossed(
-                End(program, giver.decisions, key, _owned(_layout_at(program, giver.decisions, key))),
-                End(reader.program, reader.decisions, there, _layout_at(reader.program, reader.decisions, there)),
+                End(program, giver.decisions, key, given_layout(program, giver.decisions, key)),
+                End(reader.program, reader.decisions, (there, 0), arrives),
                 crossing.learns,
-                reader.program.placeholder(there[0]).name,
+                reader.program.placeholder(there).name,
                 first + source.given.index(crossing.value),
             )
         )
