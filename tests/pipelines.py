@@ -218,3 +218,31 @@ def towers() -> models.Made:
 def towers_from_behind() -> dict[str, Any]:
     """The stage that the model enters first reads what the other one gives."""
     return staged([["read"], ["seen", "both"]])
+
+
+class Feeding(nn.Module):
+    """Products alone: what leaves a stage is a partial sum, as is the gradient of what the next one reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 66))
+        self.second = nn.Sequential(nn.Linear(66, 128), nn.Tanh(), nn.Linear(128, 48))
+        self.third = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.third(self.second(self.first(x))), target)
+
+
+def feeding() -> models.Made:
+    """Eight rows."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(3)
+    return Feeding(), [(torch.randn(8, 6, generator=draw), torch.randint(5, (8,), generator=draw))]
+
+
+def fed(*shares: tuple[int, ...], on: str | None = None) -> dict[str, Any]:
+    """Two stages of these split shares; `on`: what the second one cuts."""
+    axes = (None, on)
+    wide = zip(shares, axes, strict=True)
+    first, second = ([whalepy.stage(len(own)), whalepy.split(len(own), shares=own, on=cut)] for own, cut in wide)
+    return {"first": first, "second": second, "third": second}

@@ -71,6 +71,7 @@ CASES = {
     ),
     "zero-bubble": Case(pipelines.gpt2, lambda: gpt2(0, 1, 4), 2, {"microbatches": 3, "schedule": "zero-bubble"}),
     "skips, lent and written": Case(pipelines.skipping, dict[str, Any], 3, {"microbatches": 2}),
+    "split at both ends": Case(pipelines.feeding, lambda: pipelines.fed((1, 1), (3, 1)), 4, {"microbatches": 2}),
 }
 
 

@@ -118,6 +118,21 @@ RUNS: dict[str, Run] = {
     "gpt2, all stages on all devices": Run(
         pipelines.gpt2, lambda: gpt2(0, 2, 4, outer=[whalepy.cluster("all")]), 2, options={"microbatches": 2}
     ),
+    "gpt2, 2 feed 2, split, zero-bubble": Run(
+        pipelines.gpt2,
+        lambda: gpt2(0, 2, 4, wrap=lambda _: [whalepy.stage(2), whalepy.split(2)]),
+        4,
+        options={"schedule": "zero-bubble", "microbatches": 3},
+        clip=(0.5, 2.0),
+        evaluate=True,
+    ),
+    "products, 2 feed 2": Run(
+        pipelines.feeding, lambda: pipelines.fed((1, 1), (3, 1)), 4, options={"microbatches": 3}, evaluate=True
+    ),
+    "products, shards feed shards": Run(
+        pipelines.feeding, lambda: pipelines.fed((1, 1), (3, 1), on="second.0.weight:1"), 4, evaluate=True
+    ),
+    "products, 3 feed 1": Run(pipelines.feeding, lambda: pipelines.fed((2, 1, 1), (1,)), 4, evaluate=True),
     "bert": Run(pipelines.bert, bert, 2, dtype=torch.float32),
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
     "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2),
