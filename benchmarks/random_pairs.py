@@ -90,12 +90,12 @@ class Answer:
         return self.told is not None and self.told["verdict"] != "no"
 
 
-def asked(folder: Path, target: str, spec: Path, options: Mapping[str, Any]) -> Answer:
+def asked(folder: Path, target: str, spec: str, options: Mapping[str, Any]) -> Answer:
     """The command, run in this process."""
     out, printed, code = folder / "forecast.json", io.StringIO(), 0
     try:
         with contextlib.redirect_stdout(printed):
-            plan(target, str(spec), **options, json_file=out)
+            plan(target, spec, **options, json_file=out)
     except WhaleError as error:
         return Answer(error=error)
     except typer.Exit as ended:
@@ -109,7 +109,7 @@ def pasted(flags: str) -> dict[str, Any]:
     """Flags, as arguments of the command."""
     words = shlex.split(flags)
     pairs = zip(words[::2], words[1::2], strict=True)
-    whole = ("shares", "optimizer", "balance", "recompute", "schedule", "precision")
+    whole = ("cluster", "shares", "optimizer", "balance", "recompute", "schedule", "precision")
     named = ((name.removeprefix("--").replace("-", "_"), value) for name, value in pairs)
     return {name: value if name in whole else int(value) for name, value in named}
 
@@ -117,7 +117,8 @@ def pasted(flags: str) -> dict[str, Any]:
 def way_out(folder: Path, target: str, spec: Path, options: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     """What is wrong with the first suggestion where nothing fits; empty where it holds."""
     flags = told["ways_out"][0]
-    again = asked(folder, target, spec, dict(options) | pasted(flags))
+    changed = {"cluster": str(spec), **options, **pasted(flags)}
+    again = asked(folder, target, changed.pop("cluster"), changed)
     if again.error is not None:
         return f"`{flags}` is refused: {again.error}"
     return "" if again.fits else f"`{flags}` does not fit"
@@ -150,7 +151,7 @@ def layers(draw: Random, folder: Path, again: bool) -> Result:
     file.write_text(json.dumps(drawn.layer_file(draw, spec, rows)))
     hardware.write_text(json.dumps(content))
     options = drawn.layer_options(draw, spec, rows)
-    answer = asked(folder, f"layers:{file}", hardware, options)
+    answer = asked(folder, f"layers:{file}", str(hardware), options)
     return _judged(folder, f"layers:{file}", hardware, options, answer, again)
 
 
@@ -163,7 +164,7 @@ def models(draw: Random, folder: Path, again: bool) -> Result:
     hardware.write_text(json.dumps(content))
     target = f"benchmarks.random_models:{draw.choice(FACTORIES)}"
     options = drawn.model_options(draw, spec, rows)
-    answer = asked(folder, target, hardware, options)
+    answer = asked(folder, target, str(hardware), options)
     found = _judged(folder, target, hardware, options, answer, again)
     if answer.told is not None and len(answer.told["stages"]) > 1:
         made = planned(target, hardware, options)
@@ -198,7 +199,7 @@ def _judged(folder: Path, target: str, spec: Path, options: Mapping[str, Any], a
     faults = list(verified.of_forecast(told, cluster, _rows(target, options)))
     if target.startswith("layers:"):
         faults += verified.of_layers(told, read_layers(Path(target.removeprefix("layers:"))), cluster)
-    if again and asked(folder, target, spec, options) != answer:
+    if again and asked(folder, target, str(spec), options) != answer:
         faults.append("asked again, another answer")
     if not answer.fits and told["ways_out"]:
         wrong = way_out(folder, target, spec, options, told)

@@ -126,7 +126,7 @@ def _chooser(optimizer: str) -> Chooser:
     def choose(
         recipe: Recipe, program: Program, spec: ClusterSpec, example: Arguments, choices: Choices
     ) -> Chosen | None:
-        from whalepy.dryrun.unannotated import chosen_for
+        from whalepy.dryrun.left_open import chosen_for
 
         return chosen_for(recipe, program, spec, example, choices, optimizer)
 

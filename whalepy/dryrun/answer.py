@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from whalepy.dryrun.annotated import Settled, with_best_degrees
 from whalepy.dryrun.beyond import adds, adds_in_stages, modules_of
-from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings, with_shares
+from whalepy.dryrun.ladder import AS_ANNOTATED, Strategy, in_microbatches, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.recompute import RECOMPUTE
@@ -61,6 +62,8 @@ def answer(
     Raises PlanError where the options cannot be met.
     """
     wanted = strategies(model, cluster, options, study.rows) if given is None else []
+    settled = with_best_degrees(study, cluster, options, progress) if AS_ANNOTATED in wanted else Settled(study)
+    study = settled.study
     own, left_out = tried_in_order(study, cluster, wanted, options, progress) if given is None else ([given], [])
     if not own:
         in_microbatches(study, cluster, wanted[0], options, options.savings)  # says why
@@ -76,7 +79,7 @@ def answer(
         best = min([best, *others], key=lambda t: t.order)
     ways = what_would_fit(study, cluster, wanted, options, own, progress) if best.verdict == "no" else ()
     baseline = _equal(study, best, [t for t in (*own, *others) if t.candidate.cluster is best.candidate.cluster])
-    ranked = [best, *sorted((t for t in (*own, *others) if t is not best), key=lambda t: t.order)]
+    ranked = [best, *sorted((t for t in (*own, *others, *settled.others) if t is not best), key=lambda t: t.order)]
     some = any(best is tried for tried in others)
     more = (*_idle(best, cluster, of_types=some), *_not_tried(left_out))
     added = adds(best) if options.beyond else dict.fromkeys(best.ranks)
@@ -115,6 +118,8 @@ def answer_in_stages(
     Raises PlanError where the options cannot be met.
     """
     progress(staged.name or "stages")
+    settled = Settled(study) if staged.flags else with_best_degrees(study, cluster, options, progress)
+    study = settled.study
     best = tried_in_stages(study, cluster, options, staged)
     ways: tuple[str, ...] = ()
     if best.verdict == "no":
@@ -131,7 +136,8 @@ def answer_in_stages(
     if baselines is None:
         progress("the whole model on every device")
         baselines = replicated(study, cluster, options)  # last: it takes the stages off the graph
-    ranked = [best, *(other for other in (*others, *staged.others, *baselines) if other.verdict != "no")]
+    played = (*others, *staged.others, *settled.others, *baselines)
+    ranked = [best, *(other for other in played if other.verdict != "no")]
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
     return _with_room(replace(made, annotations=staged.annotations), best, options), best
@@ -196,6 +202,7 @@ def _equal(study: Study, best: Tried, tried: Sequence[Tried]) -> Tried:
 def saved(best: Tried, study: Study) -> Plan:
     """The plan for the whole model, as `study` has it, with its rows as the weights of default shares."""
     found = best.candidate
+    study = study.settled(found.study.degrees)
     candidate = study.candidate(found.levels, found.cluster, found.cluster.speeds(), found.microbatches)
     levels = written({"": candidate.levels}) if candidate.levels else ()
     weights = _weights(candidate, best.rows)

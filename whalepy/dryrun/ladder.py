@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from whalepy.dryrun.degrees import open_words
 from whalepy.dryrun.shares import BY_WHALE, chosen_rows, enough_microbatches, equal_rows
 from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.tried import Options, Tried
@@ -14,6 +15,9 @@ from whalepy.primitives import Primitive
 
 Strategy = tuple[tuple[Primitive, ...] | None, str, str]
 """Levels, their name, and the flags that force them."""
+
+AS_ANNOTATED: Strategy = None, "as annotated", ""
+"""The levels of the user's own."""
 
 LADDER = (
     Savings(0, "selective"),
@@ -74,6 +78,8 @@ def with_shares(
     """The strategy in so many microbatches, with the best shares and with equal ones, or with those that are forced."""
     levels, name, flags = strategy
     candidate = study.candidate(levels, cluster, cluster.speeds(), microbatches, savings)
+    if levels is None:
+        name = ", ".join((name, *open_words(study.program, (candidate.main,))))
     found: list[Tried] = []
     for rows, forces in chosen_rows(candidate, study.rows, options).items():
         shares = _written(rows)

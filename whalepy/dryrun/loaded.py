@@ -27,7 +27,9 @@ def costed(plan: Plan, file: str, study: Study, cluster: ClusterSpec, options: O
     if study.identity(levels) != plan.fingerprint:
         raise PlanError(ANOTHER, fix=AGAIN)
     speeds = speeds_of(plan, len(cluster.devices))
-    candidate = study.candidate(levels, cluster, speeds, plan.microbatches, options.savings, plan.orders)
+    candidate = study.settled(plan.degrees).candidate(
+        levels, cluster, speeds, plan.microbatches, options.savings, plan.orders
+    )
     made = candidate.plan
     if (made.mesh, made.row_cuts, made.cuts) != (plan.mesh, plan.row_cuts, plan.cuts):  # scopes of another kind
         raise PlanError(ANOTHER, fix=AGAIN)

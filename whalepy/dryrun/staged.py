@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from whalepy.dryrun.degrees import open_words
 from whalepy.dryrun.pipeline import PipelineCandidate, PipelineTried
 from whalepy.dryrun.room import largest_batch
 from whalepy.dryrun.stages import Staging
@@ -59,13 +60,15 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
         raise PlanError(
             f"--zero {options.zero} with stages is not there yet", fix="choose --zero 1, or leave out the stages"
         )
-    choices = Choices(options.microbatches, 0, staged.given, options.schedule)
+    choices = Choices(options.microbatches, 0, staged.given, options.schedule, degrees=study.degrees)
     plan, main = _planned(study, cluster, choices)
     plan = replace(plan, annotation=written(staged.scopes))
     cut = Cut(plan, main.stages[0], study.program, cluster)
     candidate = PipelineCandidate(study, cluster, cut, None, plan.microbatches, options.savings, pipeline=main)
     rows = candidate.copies
-    name = staged.name or f"as annotated: {len(plan.stages)} stages"
+    name = staged.name or ", ".join(
+        (f"as annotated: {len(plan.stages)} stages", *open_words(study.program, main.stages))
+    )
     count = f"{plan.microbatches} microbatch{'es' if plan.microbatches > 1 else ''}"
     shares = f"shares {':'.join(map(str, rows))}" if 1 < len(rows) <= _FEW else ""
     parts = [name, shares, plan.schedule, count, *options.savings.words]
@@ -77,11 +80,11 @@ def tried_in_stages(study: Study, cluster: ClusterSpec, options: Options, staged
 def saved_in_stages(best: PipelineTried, study: Study) -> Plan:
     """The plan for the whole model, as `study` has it."""
     candidate = best.candidate
-    if study is candidate.study:
+    if study.program is candidate.study.program:
         return candidate.plan
-    choices = Choices(candidate.microbatches, candidate.plan.seed, None, candidate.plan.schedule)
-    plan = _planned(study, candidate.cluster, choices)[0]
-    return replace(plan, annotation=candidate.plan.annotation)
+    plan = candidate.plan
+    choices = Choices(candidate.microbatches, plan.seed, None, plan.schedule, degrees=plan.degrees)
+    return replace(_planned(study, candidate.cluster, choices)[0], annotation=plan.annotation)
 
 
 def _planned(study: Study, cluster: ClusterSpec, choices: Choices) -> tuple[Plan, Pipeline]:

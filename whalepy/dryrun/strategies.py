@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from whalepy.dryrun.ladder import AS_ANNOTATED
 from whalepy.dryrun.tried import Options
 from whalepy.errors import ClusterError, PlanError
 from whalepy.hardware.cluster import ClusterSpec, Device, Node
@@ -28,7 +29,7 @@ def strategies(
                 "the model is annotated, so degrees cannot be forced",
                 fix="leave out --replicate and --split, or return a model without annotations",
             )
-        return [(None, "as annotated", "")]
+        return [AS_ANNOTATED]
     devices = len(cluster.devices)
     pairs = [(devices // s, s) for s in range(1, devices + 1) if devices % s == 0]
     wanted = [(r, s) for r, s in pairs if options.replicate in (None, r) and options.split in (None, s)]

@@ -19,6 +19,7 @@ from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.planner.balance import Curve
 from whalepy.planner.cost import DeviceCost, Network
 from whalepy.planner.decide import Decisions, Orders
+from whalepy.planner.degrees import Degrees
 from whalepy.planner.plan import Plan, StagePlan
 from whalepy.planner.shares import round_shares
 from whalepy.planner.timeline import Played, RankTrack, play
@@ -72,6 +73,8 @@ class Study:
     master: bool = False
     """Whether parameters are kept in float32 beside those that the program reads."""
     cuts: dict[Hashable, Cut] = field(default_factory=dict[Hashable, "Cut"])
+    degrees: Degrees = ()
+    """Of the scopes whose annotations leave them open."""
 
     @classmethod
     def of(
@@ -109,6 +112,10 @@ class Study:
         paths = (module_of(node) or "" for node in self.program.nodes)
         pairs = zip(self.program.operators, paths, strict=True)
         return [round(op.flops * self.blocks.repeats(path)) for op, path in pairs]
+
+    def settled(self, degrees: Degrees) -> Study:
+        """The same model with these degrees where its annotations leave them open."""
+        return self if degrees == self.degrees else replace(self, degrees=degrees, cuts={})
 
     def with_rows(self, rows: int) -> Study:
         """The same model asked for a batch of so many rows."""
@@ -175,7 +182,8 @@ class Study:
         places = tuple(range(len(cluster.devices)))
         given = None if orders is None else _ordered(program, orders, len(places))
         try:
-            choices = Choices(microbatches, 0, given, idle=False)
+            degrees = self.degrees if levels is None else ()
+            choices = Choices(microbatches, 0, given, idle=False, degrees=degrees)
             plan, main = planned(program, cluster, places, choices, speeds=tuple(speeds))
         except WhaleError as error:
             if levels is None:
@@ -290,7 +298,7 @@ class Candidate:
     def again(self, speeds: Sequence[float]) -> Plan:
         """The same plan with default shares that follow these weights, by device."""
         places = tuple(range(len(self.cluster.devices)))
-        choices = Choices(self.microbatches, self.plan.seed, None, idle=False)
+        choices = Choices(self.microbatches, self.plan.seed, None, idle=False, degrees=self.plan.degrees)
         return planned(self.cut.program, self.cluster, places, choices, speeds=tuple(speeds))[0]
 
     def kind_of(self, replica: int) -> Hashable:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from whalepy.planner.degrees import Degrees
 from whalepy.primitives import Primitive, cluster, replicate, split, stage
 
 
@@ -26,12 +27,14 @@ Annotation = tuple[tuple[str, tuple[Written, ...]], ...]
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a planner chose for a model without annotations."""
+    """What a planner chose for a model without annotations, or where these leave degrees open."""
 
     annotation: Annotation
     microbatches: int
     note: str
     """What it is, and why."""
+    degrees: Degrees = ()
+    """Of the scopes of a model with annotations that leave them open."""
 
 
 def written(scopes: Mapping[str, Sequence[Primitive]]) -> Annotation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from whalepy.errors import AnnotationError, PlanError
@@ -32,10 +32,13 @@ class Arrangement:
     """A scope of the user's -> the one that a stage's levels are made of; None: it makes no level."""
     copies: int
     """Parts that scopes around all stages cut the rows into."""
+    settled: Mapping[Primitive, Primitive] = field(default_factory=dict[Primitive, Primitive])
+    """A scope of the user's whose degree is open -> the one with its degree, which stands in `scopes`."""
 
     def chain(self, chain: Chain) -> Chain:
         """What is left of a chain of scopes inside a stage."""
-        return tuple(own for p in chain if (own := self.scopes.get(p, p)) is not None)
+        known = (self.settled.get(p, p) for p in chain)
+        return tuple(own for p in known if (own := self.scopes.get(p, p)) is not None)
 
 
 @dataclass(frozen=True)

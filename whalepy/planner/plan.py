@@ -12,6 +12,7 @@ from typing import Any
 from whalepy.errors import PlanError
 from whalepy.planner.annotation import Annotation, from_data
 from whalepy.planner.decide import Cut, Decisions, Orders
+from whalepy.planner.degrees import Degrees
 
 VERSION = 5
 
@@ -113,6 +114,8 @@ class Plan:
     """What runs replicated for want of a rule, and why this plan."""
     annotation: Annotation = ()
     """The scopes that the planner chose for a model without any."""
+    degrees: Degrees = ()
+    """Those that the planner chose where annotations leave them open."""
     programs: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
     """Makes the program of a rank; only on a plan made in this process."""
 
@@ -211,6 +214,7 @@ class Plan:
             "rows": self.rows,
             "notes": self.notes,
             "annotation": self.annotation,
+            "degrees": self.degrees,
         }
         return json.dumps(data, indent=1)
 
@@ -238,6 +242,7 @@ class Plan:
                 rows=data["rows"],
                 notes=tuple(data["notes"]),
                 annotation=from_data(data["annotation"]),
+                degrees=tuple(data.get("degrees", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(

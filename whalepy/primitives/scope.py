@@ -156,7 +156,7 @@ def _number(weight: float) -> str:
     return str(int(weight)) if weight.is_integer() else repr(weight)
 
 
-def resized(primitive: Primitive, degree: int, shares: tuple[float, ...]) -> Primitive:
+def resized(primitive: Primitive, degree: int, shares: tuple[float, ...] | None) -> Primitive:
     """Another scope that stands for `primitive`, of a given degree and shares."""
     return _rebuilt(type(primitive), degree, shares, primitive.on, primitive.placement, primitive.at)
 

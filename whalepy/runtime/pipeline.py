@@ -11,6 +11,7 @@ from torch import fx
 
 from whalepy.errors import PlanError, WhaleError
 from whalepy.planner.decide import Decisions, Orders, decide
+from whalepy.planner.degrees import Degrees, settled
 from whalepy.planner.mesh import Chain, arrange
 from whalepy.planner.placing import Arrangement, Need, Place, arrange_stages, selection
 from whalepy.primitives import Primitive, scope_by_id
@@ -86,26 +87,33 @@ def arranged(
     *,
     idle: bool = True,
     loads: Sequence[int] | None = None,
+    degrees: Degrees = (),
 ) -> Arrangement:
     """The devices of every stage of a program; `idle`: without stages too, some may be left out.
 
-    `loads`: by operator, what each takes; its FLOPs where nothing is said.
+    `loads`: by operator, what each takes; its FLOPs where nothing is said. `degrees`: of the scopes that leave them
+    open; where none is given, all devices that are left there.
 
     Raises AnnotationError where the cluster cannot meet the scopes.
     """
+    known = settled(scopes_in(program), degrees)
+
+    def own(scope: tuple[int, ...]) -> Chain:
+        return tuple(known.get(p, p) for p in map(scope_by_id, scope))
+
     stages = stages_in(program)
     if not stages:
-        chains = {tuple(map(scope_by_id, op.scope)) for op in program.operators if op.kind == "call"}
+        chains = {own(op.scope) for op in program.operators if op.kind == "call"}
         clusters = {p for chain in chains for p in chain if p.kind == "cluster"}
         devices = selection([Need(tuple(chains), 1.0)], places)
-        whole = Arrangement((), (devices,), dict.fromkeys(clusters), 1)
+        whole = Arrangement((), (devices,), dict.fromkeys(clusters), 1, known)
         return replace(whole, devices=(_fitting({whole.chain(chain) for chain in chains}, devices),)) if idle else whole
     if loads is not None:
         weighed = (replace(op, flops=load) for op, load in zip(program.operators, loads, strict=True))
         program = replace(program, operators=tuple(weighed))
-    graphs = taskgraphs(program, stages, lambda scope: scope)
+    graphs = taskgraphs(program, stages, lambda scope: remember(own(scope)))
     needs = [_need(graph) for graph in graphs.stages]
-    return arrange_stages(needs, stages, speeds, places, chunks)
+    return replace(arrange_stages(needs, stages, speeds, places, chunks), settled=known)
 
 
 def _fitting(chains: Collection[Chain], devices: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,7 +171,7 @@ def _pipelined(
     keep_rows: bool,
     microbatches: int,
 ) -> tuple[Pipeline, tuple[Orders, ...]]:
-    scopes = _scopes_in(program)
+    scopes = scopes_in(program)
     rescoped = _rescoped(program, arrangement)
     bases = bases or [()] * len(speeds)
     if not arrangement.stages:
@@ -215,7 +223,8 @@ def _pipelined(
     )
 
 
-def _scopes_in(program: Program) -> tuple[Primitive, ...]:
+def scopes_in(program: Program) -> tuple[Primitive, ...]:
+    """Every scope of a program, by order of appearance."""
     return tuple(dict.fromkeys(p for op in program.operators for p in map(scope_by_id, op.scope)))
 
 
@@ -225,7 +234,7 @@ def with_scopes_of(program: Program, known: Sequence[Primitive]) -> Program:
     A scope written in the code that runs is another object in every capture. It is the first of the known ones, not yet
     taken, that was made at the same line with the same arguments.
     """
-    own = _scopes_in(program)
+    own = scopes_in(program)
     left = [p for p in known if p not in own]
     same: dict[Primitive, Primitive] = {}
     for scope in own:
@@ -247,7 +256,7 @@ def with_scopes_of(program: Program, known: Sequence[Primitive]) -> Program:
 
 def _rescoped(program: Program, arrangement: Arrangement) -> Program:
     """The program with the scopes that a stage's levels are made of."""
-    if not arrangement.scopes:
+    if not arrangement.scopes and not arrangement.settled:
         return program
     operators = tuple(replace(op, scope=_scope_inside(op.scope, arrangement)) for op in program.operators)
     return replace(program, operators=operators)

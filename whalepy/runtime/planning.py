@@ -19,6 +19,7 @@ from whalepy.hardware.detect import RankReport, match_ranks, report_this_rank, s
 from whalepy.planner.annotation import Chosen, scopes_of
 from whalepy.planner.cost import Network
 from whalepy.planner.decide import Cut, Orders
+from whalepy.planner.degrees import Degrees, open_scopes
 from whalepy.planner.loading import check_devices
 from whalepy.planner.mesh import arrange
 from whalepy.planner.placing import Arrangement
@@ -35,7 +36,7 @@ from whalepy.runtime.build import Analysed, Recipe, analysed, captured_program, 
 from whalepy.runtime.extents import Grid, grid_of
 from whalepy.runtime.groups import Group
 from whalepy.runtime.measured_cache import measured_here, speed_here
-from whalepy.runtime.pipeline import Pipeline, arranged, pipelined
+from whalepy.runtime.pipeline import Pipeline, arranged, pipelined, scopes_in
 from whalepy.runtime.programs import notes_of, programs_of, verify_ranks
 
 Cluster = str | Path | dict[str, Any] | ClusterSpec | None
@@ -51,10 +52,12 @@ class Choices:
     schedule: str | None = None
     idle: bool = True
     """Whether devices that scopes cannot share may be left idle."""
+    degrees: Degrees = ()
+    """Of the scopes that leave them open."""
 
 
 Chooser = Callable[[Recipe, Program, ClusterSpec, Arguments, Choices], Chosen | None]
-"""What annotates a model that has no annotations; None: every device takes its default share of the rows."""
+"""What annotates a model that has no annotations, or settles open degrees; None: all devices, by their speeds."""
 
 
 def plan_together(
@@ -102,8 +105,7 @@ def plan_together(
             _, state["program"] = program_for(recipe, example)
 
     together(follow_choice)
-    if chosen is not None and chosen.annotation:
-        choices = replace(choices, microbatches=choices.microbatches or chosen.microbatches)
+    choices = _with(choices, chosen)
 
     def make() -> None:
         if host.position == 0:
@@ -173,10 +175,18 @@ def _whole_shares(model: nn.Module, ranks: int) -> tuple[float, ...] | None:
 def _chosen(
     program: Program, recipe: Recipe, spec: ClusterSpec, example: Arguments, choices: Choices, chooser: Chooser
 ) -> Chosen | None:
-    """What is chosen for a model without annotations on several devices; None for any other."""
+    """What is chosen on several devices for a model without annotations, or with degrees that these leave open."""
     bare = not scopes_on(recipe.model) and not any(op.scope for op in program.operators)
     alone = len(spec.devices) == 1 or _example_rows(program) == 0
-    return chooser(recipe, program, spec, example, choices) if bare and not alone and choices.plan is None else None
+    if alone or choices.plan is not None or not (bare or open_scopes(scopes_in(program))):
+        return None
+    return chooser(recipe, program, spec, example, choices)
+
+
+def _with(choices: Choices, chosen: Chosen | None) -> Choices:
+    if chosen is not None and chosen.annotation:
+        return replace(choices, microbatches=choices.microbatches or chosen.microbatches)
+    return choices if chosen is None else replace(choices, degrees=chosen.degrees)
 
 
 def _told(plan: Plan, chosen: Chosen | None) -> Plan:
@@ -196,7 +206,7 @@ def plan_alone(recipe: Recipe, cluster: Cluster, choices: Choices, chooser: Choo
     if chosen is not None and chosen.annotation:
         with annotated(recipe.model, scopes_of(chosen.annotation)):
             _, program = program_for(recipe, example)
-        choices = replace(choices, microbatches=choices.microbatches or chosen.microbatches)
+    choices = _with(choices, chosen)
     made = _told(planned(program, spec, tuple(range(len(spec.devices))), choices)[0], chosen)
     _warn(made)
     return made
@@ -285,7 +295,9 @@ def planned(
     if speeds is None:
         speeds = spec.speeds() if given is None else speeds_of(given, len(placed))
     places = [PlaceOf(device.type, device.node) for device in spec.devices]
-    arrangement = arranged(program, speeds, places, parse_kind(schedule).chunks or 1, idle=choices.idle, loads=loads)
+    degrees = choices.degrees or (() if given is None else given.degrees)
+    chunks = parse_kind(schedule).chunks or 1
+    arrangement = arranged(program, speeds, places, chunks, idle=choices.idle, loads=loads, degrees=degrees)
     by_stage = [[speeds[d] for d in devices] for devices in arrangement.devices]
     orders = None if given is None else [stage.orders for stage in given.stages]
     cut = _cut_in_time(program, arrangement, by_stage, orders, choices, rows, defers(schedule))
@@ -315,6 +327,7 @@ def planned(
         seed=choices.seed if given is None else given.seed,
         rows=rows,
         fingerprint=own,
+        degrees=degrees,
     )
     _check_rows(made, [p for stage in main.stages for chain in stage.chains for p in chain])
     _check_shared_rows(made)

@@ -1,4 +1,4 @@
-"""What compile runs for a model without annotations: the best way that is found to put it on the devices."""
+"""What compile runs where annotations say nothing, or leave degrees open: the best way that is found."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from whalepy.dryrun.annotated import with_best_degrees
 from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.chosen import Surveyed, choices_of, name_of, scopes_for, surveyed
+from whalepy.dryrun.degrees import open_words
+from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, written
+from whalepy.planner.degrees import open_scopes
 from whalepy.planner.search import Choice
 from whalepy.program.analysis import Program
+from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.arguments import Arguments
 from whalepy.runtime.build import Recipe
+from whalepy.runtime.pipeline import scopes_in
 from whalepy.runtime.planning import Choices
 
 _WORTH_IT = 0.8
@@ -30,14 +36,30 @@ def chosen_for(
 ) -> Chosen | None:
     """Annotations for a model without any; none where every device with its default share of the rows is as good.
 
+    For a model that has them: degrees that they leave open; none where all devices are as good.
     `program`: as it was captured for the example.
     """
+    lines = open_scopes(scopes_in(program))
     try:
         with _studied(recipe, program, example, optimizer) as study:
-            return _found(study, cluster, choices)
+            return _settled(study, cluster, choices) if lines else _found(study, cluster, choices)
     except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
         what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
-        return Chosen((), 1, f"no other way was looked for than all devices side by side: {what}")
+        plain = "all devices for the degrees that are open" if lines else "all devices side by side"
+        return Chosen((), 1, f"no other way was looked for than {plain}: {what}")
+
+
+def _settled(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | None:
+    """The degrees that annotations leave open; none where all devices are as good."""
+    free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
+    settled = with_best_degrees(study, cluster, free, lambda text: None)
+    if settled.best is None or not settled.study.degrees:
+        return None
+    candidate, plain = settled.best.candidate, settled.plain
+    stages = candidate.stages if isinstance(candidate, PipelineCandidate) else (candidate.main,)
+    named = ", ".join(open_words(settled.study.program, stages))
+    gain = "" if plain is None else f", expected to take {settled.best.step_s / plain.step_s:.0%} of the time of all"
+    return Chosen((), 1, f"{named}: chosen for the degrees that annotations leave open{gain}", settled.study.degrees)
 
 
 @contextmanager
@@ -46,7 +68,7 @@ def _studied(recipe: Recipe, program: Program, example: Arguments, optimizer: st
     known = optimizer if optimizer in OPTIMIZERS else "adamw"
     with folded(recipe.model) as blocks:
         study = None
-        if blocks.folds:
+        if blocks.folds and not stages_in(program):
             try:
                 study = Study.on(recipe, example, known, blocks)
             except Exception:  # a model that counts its blocks
