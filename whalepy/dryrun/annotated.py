@@ -38,7 +38,8 @@ class Settled:
 def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, progress: Callable[[str], None]) -> Settled:
     """The model with the best degrees that are found where its annotations leave them open.
 
-    One line of the user's after the other is given each degree that divides the devices, as the others stand.
+    One line of the user's after the other is given each degree that divides the devices, as the others stand. A split
+    that was written down is not given up.
     """
     lines, count = open_scopes(scopes_in(study.program)), len(cluster.devices)
     if not lines or count == 1 or study.degrees:
@@ -61,7 +62,7 @@ def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, prog
     tried(plain, "as annotated")
     for turn in range(_ROUNDS * len(lines)):
         k, first = turn % len(lines), lines[turn % len(lines)][0]
-        for degree in (d for d in range(1, count + 1) if count % d == 0):
+        for degree in (d for d in range(_LEAST[first.kind], count + 1) if count % d == 0):
             tried((*best[:k], degree, *best[k + 1 :]), f"{first.kind} {degree} ({first.at})")
         fastest = min(found, key=lambda degrees: _order(found[degrees]), default=plain)
         best = fastest if _is_worth_it(found.get(fastest), found.get(best)) else best
@@ -72,6 +73,7 @@ def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, prog
     return Settled(chosen, found[best], found.get(plain), tuple(left))
 
 
+_LEAST = {"replicate": 1, "split": 2}
 _ROUNDS = 2
 """So often each line is gone through."""
 _WORTH_IT = 0.95

@@ -28,7 +28,7 @@ def settled(scopes: Iterable[Primitive], degrees: Sequence[int | None]) -> dict[
     lines = open_scopes(scopes)
     if len(lines) != len(degrees):
         raise PlanError(
-            f"the plan settles {len(degrees)} open degrees, the model has {len(lines)}",
+            f"the plan settles {len(degrees)} open degree{'s' if len(degrees) > 1 else ''}, the model has {len(lines)}",
             fix="plan this model again, and save the plan",
         )
     pairs = zip(lines, degrees, strict=True)
