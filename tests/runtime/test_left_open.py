@@ -127,22 +127,22 @@ def test_degrees_of_another_model_are_refused() -> None:
         plan_of(small, {}, plan=replace(plan, degrees=(4,)))
 
 
-def staged(k: int) -> list[Any]:
-    return [whalepy.stage(), whalepy.replicate(), whalepy.split()]
+def stages() -> dict[str, Any]:
+    """Two stages, each in replicas that are split."""
+    first, second = ([whalepy.stage(), whalepy.replicate(), whalepy.split()] for _ in range(2))
+    return {"first": first, "second": second, "third": second}
 
 
 RUNS = {
     "scopes in the code": Run(small, dict[str, Any], 4, evaluate=True),
     "scopes on modules": Run(small_modules, lambda: nested(None, None), 4, evaluate=True),
-    "stages": Run(
-        pipelines.gpt2, lambda: pipelines.staged(pipelines.blocks("transformer.h.*", (0, 2, 4)), staged), 4,
-        options={"microbatches": 2},
-    ),
-}  # fmt: skip
+    "stages": Run(pipelines.feeding, stages, 4, options={"microbatches": 2}, evaluate=True),
+}
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_they_train_exactly(workers: Pool, tmp_path: Path, run: Run) -> None:
+    assert plan_of(run.make, dict(run.annotations()), **run.options).degrees
     spec = tmp_path / "slow.json"
     spec.write_text(json.dumps(LINK))
     compare(workers, replace(run, spec=str(spec)))
