@@ -125,6 +125,7 @@ def answer_in_stages(
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
     others = list(_scheduled_otherwise(study, cluster, options, staged, best, progress))
+    more_or_less = () if staged.flags else tuple(_cut_otherwise(study, cluster, options, staged, best, progress))
     if staged.flags and others and _is_worth_it(others[0], best):  # the user's own stages run as compile is told
         best, others = others[0], [best]
     added = dict[int, float | None].fromkeys(best.ranks)
@@ -136,7 +137,7 @@ def answer_in_stages(
     if baselines is None:
         progress("the whole model on every device")
         baselines = replicated(study, cluster, options)  # last: it takes the stages off the graph
-    played = (*others, *staged.others, *settled.others, *baselines)
+    played = (*others, *more_or_less, *staged.others, *settled.others, *baselines)
     ranked = [best, *(other for other in played if other.verdict != "no")]
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
@@ -162,6 +163,20 @@ def _scheduled_otherwise(
     with suppress(WhaleError):
         count = best.candidate.microbatches
         yield tried_in_stages(study, cluster, replace(options, schedule="zero-bubble", microbatches=count), staged)
+
+
+def _cut_otherwise(
+    study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried, progress: Progress
+) -> Iterator[PipelineTried]:
+    """The user's own stages in half and in twice as many microbatches, where no number is asked for."""
+    count = best.candidate.microbatches
+    if not options.beyond or options.microbatches is not None or staged.given is not None or count == 1:
+        return
+    for number in (count // 2, min(2 * count, min(best.rows))):
+        if number not in (count, 0):
+            progress(f"{number} microbatches")
+            with suppress(WhaleError):
+                yield tried_in_stages(study, cluster, replace(options, microbatches=number), staged)
 
 
 def replicated(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Tried, ...]:

@@ -216,21 +216,28 @@ def _crossing_cut(level: Level) -> int | None:
 
 
 def _orders(subject: Subject, level: Level, given: Orders | None) -> dict[int, tuple[str, ...]]:
-    """The order of classes of each split scope that owns this level, by order of appearance."""
+    """The order of classes of each split scope that owns this level, by order of appearance.
+
+    Scopes that one line made, as of the blocks of a model, and that may cut the same classes, have one order.
+    """
     chosen: dict[int, tuple[str, ...]] = {}
+    alike: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for k, primitive in enumerate(subject.primitives):
         if primitive.kind != "split" or primitive not in level.owners:
             continue
         if given is not None:
             chosen[k] = tuple(given.get((level.index, k), ()))
             continue
-        allowed = _allowed(subject, level, primitive)
+        allowed = tuple(_allowed(subject, level, primitive))
+        alike.setdefault((primitive.at, repr(primitive), allowed), []).append(k)
+    cutting = {name for dims in subject.parameter_dims.values() for names in dims for name in names}
+    for (_, _, allowed), own in alike.items():
         others = {subject.primitives[j].id: order for j, order in chosen.items()}
-        cutting = {name for dims in subject.parameter_dims.values() for names in dims for name in names}
         first = [name for name in allowed if name in cutting]
         last = [name for name in allowed if name not in cutting]
-        chosen[k] = choose_order(subject.operators, level, primitive, others, first, last)
-    return chosen
+        together = [subject.primitives[k] for k in own]
+        chosen.update(dict.fromkeys(own, choose_order(subject.operators, level, together, others, first, last)))
+    return dict(sorted(chosen.items()))
 
 
 def _allowed(subject: Subject, level: Level, primitive: Primitive) -> list[str]:

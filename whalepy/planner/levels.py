@@ -341,12 +341,12 @@ def cost(ops: Operators, level: Level, made: Assignment) -> float:
 def choose_order(
     ops: Operators,
     level: Level,
-    primitive: Primitive,
+    primitives: Sequence[Primitive],
     orders: Mapping[int, Sequence[str]],
     allowed: Sequence[str],
     last: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The best order of classes for one split primitive, grown one class at a time; ties: the earlier class.
+    """The best order of classes for split primitives that share one, grown by one class at a time; ties: the earlier.
 
     At least one class is taken where one is legal. Classes in `last` come behind all others: they are those that cut
     no parameter, such as the sequence, and a split that the user wrote down is to cut parameters first.
@@ -360,14 +360,14 @@ def choose_order(
                     continue
                 for at in sorted({len(best[1]) if end is None else end for end in ends}):
                     order = (*best[1][:at], name, *best[1][at:])
-                    made = assign(ops, level, {**orders, primitive.id: order})
+                    made = assign(ops, level, {**orders, **{p.id: order for p in primitives}})
                     value = cost(ops, level, made)
                     if value < grown[0] * (1 - 1e-9):
                         grown = (value, order)
             if grown == best:
                 break
             best = grown
-    return _pruned(ops, level, primitive, orders, best)
+    return _pruned(ops, level, primitives, orders, best)
 
 
 _SMALL = 0.01
@@ -377,7 +377,7 @@ _SMALL = 0.01
 def _pruned(
     ops: Operators,
     level: Level,
-    primitive: Primitive,
+    primitives: Sequence[Primitive],
     orders: Mapping[int, Sequence[str]],
     best: tuple[float, tuple[str, ...]],
 ) -> tuple[str, ...]:
@@ -388,12 +388,12 @@ def _pruned(
 
     allowance = _SMALL * sum(op.result_bytes[0] for op in ops.items if op.kind == "parameter")
     value, order = best
-    most = whole(assign(ops, level, {**orders, primitive.id: order})) + allowance
+    most = whole(assign(ops, level, {**orders, **{p.id: order for p in primitives}})) + allowance
     for name in order:
         rest = tuple(other for other in order if other != name)
         if not rest:
             break
-        made = assign(ops, level, {**orders, primitive.id: rest})
+        made = assign(ops, level, {**orders, **{p.id: rest for p in primitives}})
         if (without := cost(ops, level, made)) < value and whole(made) <= most:
             value, order = without, rest
     return order
