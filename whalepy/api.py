@@ -121,14 +121,15 @@ def plan(
 
 
 def _chooser(optimizer: str) -> Chooser:
-    """What annotates a model that has no annotations: a dry run on the devices that are there."""
+    """What annotates a model that has no annotations, or settles open degrees: a dry run on the devices there are."""
 
     def choose(
         recipe: Recipe, program: Program, spec: ClusterSpec, example: Arguments, choices: Choices
     ) -> Chosen | None:
         from whalepy.dryrun.left_open import chosen_for
+        from whalepy.dryrun.progress import OnTerminal
 
-        return chosen_for(recipe, program, spec, example, choices, optimizer)
+        return chosen_for(recipe, program, spec, example, choices, optimizer, OnTerminal())
 
     return choose
 

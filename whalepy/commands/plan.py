@@ -159,7 +159,9 @@ def plan(
     schedule = None if schedule is None else str(parse_kind(schedule))
 
     weights = None if shares is None else parse_shares(shares)
-    progress = _Progress()
+    from whalepy.dryrun.progress import OnTerminal
+
+    progress = OnTerminal()
     try:
         progress("importing torch")
         from whalepy.dryrun.run import Request, run
@@ -203,19 +205,6 @@ def plan(
 def _known(option: str, value: str | None, known: Iterable[str]) -> None:
     if value is not None and value not in known:
         raise PlanError(f"--{option} {value} is not known", fix=f"choose {', '.join(known)}")
-
-
-class _Progress:
-    """Says on a terminal what is being done; silent in a pipe."""
-
-    def __init__(self) -> None:
-        self.shown = sys.stderr.isatty()
-
-    def __call__(self, text: str) -> None:
-        """One line, in place of the last one; "" leaves none."""
-        if self.shown:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[2K{text[:width]}", end="", file=sys.stderr, flush=True)
 
 
 def _print(forecast: Any, *, top: int, as_json: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from whalepy.dryrun.ladder import AS_ANNOTATED, with_shares
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.staged import Staged, tried_in_stages
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
@@ -35,7 +36,7 @@ class Settled:
     """All that was played with other degrees, best first."""
 
 
-def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, progress: Callable[[str], None]) -> Settled:
+def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, progress: Progress) -> Settled:
     """The model with the best degrees that are found where its annotations leave them open.
 
     One line of the user's after the other is given each degree that divides the devices, as the others stand. A split

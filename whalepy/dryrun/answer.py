@@ -13,9 +13,10 @@ from whalepy.dryrun.beyond import adds, adds_in_stages, modules_of
 from whalepy.dryrun.ladder import AS_ANNOTATED, Strategy, in_microbatches, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.pipeline import PipelineTried
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.recompute import RECOMPUTE
 from whalepy.dryrun.room import largest_batch, longest_sequence
-from whalepy.dryrun.search import Progress, tried_in_order, what_would_fit
+from whalepy.dryrun.search import tried_in_order, what_would_fit
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
 from whalepy.dryrun.chosen import Ways, forced, name_of
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.pipeline import PipelineTried
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.staged import stages_of, tried_in_stages
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
@@ -81,7 +81,6 @@ class Forced:
         return best, others
 
 
-Progress = Callable[[str], None]
 _MOST_PLAYED = 3
 """Ways that are played in full."""
 _NEAR = 1.07

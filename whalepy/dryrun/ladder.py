@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from whalepy.dryrun.degrees import open_words
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.shares import BY_WHALE, chosen_rows, enough_microbatches, equal_rows
 from whalepy.dryrun.study import Savings, Study
 from whalepy.dryrun.tried import Options, Tried
@@ -32,7 +33,7 @@ LADDER = (
 
 
 def with_savings(
-    study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], options: Options, progress: Callable[[str], None]
+    study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], options: Options, progress: Progress
 ) -> list[Tried]:
     """The first rung of the ladder that fits, for the first strategy that fits on the last one: the least split."""
     found: list[Tried] = []

@@ -11,6 +11,7 @@ from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.chosen import Surveyed, choices_of, name_of, scopes_for, surveyed
 from whalepy.dryrun.degrees import open_words
 from whalepy.dryrun.pipeline import PipelineCandidate
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
@@ -32,7 +33,13 @@ that way is known best, and forecasts are off by more than a few per cent."""
 
 
 def chosen_for(
-    recipe: Recipe, program: Program, cluster: ClusterSpec, example: Arguments, choices: Choices, optimizer: str
+    recipe: Recipe,
+    program: Program,
+    cluster: ClusterSpec,
+    example: Arguments,
+    choices: Choices,
+    optimizer: str,
+    progress: Progress = lambda text: None,
 ) -> Chosen | None:
     """Annotations for a model without any; none where every device with its default share of the rows is as good.
 
@@ -42,17 +49,22 @@ def chosen_for(
     lines = open_scopes(scopes_in(program))
     try:
         with _studied(recipe, program, example, optimizer) as study:
-            return _settled(study, cluster, choices) if lines else _found(study, cluster, choices)
+            if lines:
+                return _settled(study, cluster, choices, progress)
+            progress(f"looking for the best way to use {len(cluster.devices)} devices")
+            return _found(study, cluster, choices)
     except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
         what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
         plain = "all devices for the degrees that are open" if lines else "all devices side by side"
         return Chosen((), 1, f"no other way was looked for than {plain}: {what}")
+    finally:
+        progress("")
 
 
-def _settled(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | None:
+def _settled(study: Study, cluster: ClusterSpec, choices: Choices, progress: Progress) -> Chosen | None:
     """The degrees that annotations leave open; none where all devices are as good."""
     free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
-    settled = with_best_degrees(study, cluster, free, lambda text: None)
+    settled = with_best_degrees(study, cluster, free, progress)
     if settled.best is None or not settled.study.degrees:
         return None
     candidate, plain = settled.best.candidate, settled.plain

@@ -16,10 +16,11 @@ from whalepy.dryrun.answer import Sizes, answer, answer_in_stages, replicated, s
 from whalepy.dryrun.beyond import adds_in_stages
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, NO_BLOCKS, Blocks, folded
 from whalepy.dryrun.chosen import Ways, choices_of, estimates_of, forced, surveyed, with_estimates
-from whalepy.dryrun.forced import Forced, Progress
+from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.loaded import AGAIN, ANOTHER, costed, kept
 from whalepy.dryrun.pipeline import PipelineTried
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.recompute import Recompute
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.staged import Staged, saved_in_stages

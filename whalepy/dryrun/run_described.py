@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from whalepy.dryrun.answer import Sizes, answer, subject_of
 from whalepy.dryrun.described import DescribedStudy
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.rehearse import OPTIMIZERS
 from whalepy.dryrun.run import Request, options_of
 from whalepy.errors import PlanError
@@ -21,7 +21,7 @@ PREFIX = "layers:"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def run_described(request: Request, progress: Callable[[str], None]) -> tuple[Forecast, None]:
+def run_described(request: Request, progress: Progress) -> tuple[Forecast, None]:
     """The forecast of a request whose target is `layers:FILE`. Raises WhaleError for one that cannot be met."""
     _check(request)
     cluster = ClusterSpec.load(request.cluster)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
 from whalepy.dryrun.beyond import ways_out
 from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings
+from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.strategies import fastest_of, levels_of, line_of, only, strategies, times_as_many, types_of
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
 from whalepy.errors import AnnotationError
 from whalepy.hardware.cluster import ClusterSpec
-
-Progress = Callable[[str], None]
 
 
 def tried_in_order(
