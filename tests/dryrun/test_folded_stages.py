@@ -77,6 +77,8 @@ class Case:
     inner: Callable[[], Sequence[Any]] = tuple
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     dtype: torch.dtype = torch.float32
+    each: bool = False
+    """Whether each block has scopes of its own inside its stage."""
 
     def model(self) -> tuple[nn.Module, Any]:
         """Annotated, with one batch."""
@@ -84,8 +86,9 @@ class Case:
         model = model.to(self.dtype)
         scopes: dict[str, Any] = {"": list(self.outer)} if self.outer else {}
         for a, b in pairwise(self.bounds):
-            own = [whalepy.stage(), *self.inner()]
-            scopes.update({f"{PATHS[self.make]}.{k}": own for k in range(a, b)})
+            stage, shared = whalepy.stage(), self.inner()
+            for k in range(a, b):
+                scopes[f"{PATHS[self.make]}.{k}"] = [stage, *(self.inner() if self.each else shared)]
         return whalepy.annotate(model, scopes), batch
 
 
@@ -97,6 +100,9 @@ V100 = "V100-SXM2-32GB"
 CASES = {
     "GPT-2, 3 uneven": Case(gpt2, (0, 2, 8, 12), f"3x{V100}", options={"microbatches": 5}),
     "Llama, split inside": Case(llama, (0, 4, 9), f"4x{V100}", inner=split, options={"microbatches": 2}),
+    "Llama, a split per block": Case(
+        llama, (0, 4, 9), f"4x{V100}", inner=split, options={"microbatches": 2}, each=True
+    ),
     "Llama, replicas around": Case(
         llama, (0, 4, 8), f"4x{V100}", outer=[whalepy.replicate(2, shares=(3, 1))], options={"microbatches": 2}
     ),

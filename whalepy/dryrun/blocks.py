@@ -224,9 +224,14 @@ def _form(module: nn.Module | None, places: frozenset[str], path: str = "", *, s
         type(module),
         tuple((name, None if t is None else (t.shape, t.dtype, t.requires_grad)) for name, t in tensors),
         tuple(sorted((name, value) for name, value in plain if f"{path}.{name}" not in places)),
-        tuple(scopes_on(module).get("", ())) if scoped or path else (),
+        tuple(map(_alike, scopes_on(module).get("", ()))) if scoped or path else (),
         tuple((name, _form(c, places, f"{path}.{name}" if path else name)) for name, c in module._modules.items()),
     )
+
+
+def _alike(scope: Primitive) -> Hashable:
+    """Equal for levels that one line made, a scope per block: they cut all of these in the same way."""
+    return (scope.kind, scope.at, repr(scope)) if scope.kind in ("replicate", "split") else scope
 
 
 def _plain(value: Any) -> str:
