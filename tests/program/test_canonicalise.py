@@ -197,6 +197,10 @@ SHIFTED = [
     (lambda w: torch.rsub(w.prod(), 2, alpha=3), {"aten.prod", "aten.full", "aten.sub"}),
     (lambda w: (w + 1).prod(), {"aten.prod", "aten.add"}),
     (lambda w: (0 - w).prod(), {"aten.prod", "aten.rsub"}),
+    (lambda w: torch.sub(2.0, w).prod(), {"aten.prod", "aten.rsub"}),
+    (lambda w: torch.add(2.0, w).prod(), {"aten.prod", "aten.add"}),
+    (lambda w: torch.sub(2.0, w.prod()), {"aten.prod", "aten.full", "aten.sub"}),
+    (lambda w: torch.add(0.3, w, alpha=0.7).prod(), {"aten.prod", "aten.full", "aten.add"}),
     (
         lambda w: w.prod().detach().long() + 0.5 + w.prod(),
         {"aten.prod", "aten.detach", "aten.to", "aten.add", "aten.full"},

@@ -276,12 +276,17 @@ def _number(value: Any) -> Any:
 
 def _shifted(build: _Builder, call: Call) -> fx.Node | None:
     """A sum that starts at zero is what is added; a number beside a scalar is a term of its own, which counts once
-    where the scalar is added up of parts.
+    where the scalar is added up of parts. So is one in the place of the first tensor.
 
-    Before:  add(x, 0.0)        rsub(loss, 1)
-    After:   x                  sub(full([], 1), loss)
+    Before:  add(x, 0.0)        rsub(loss, 1)                  sub(2.0, x)           add(0.5, mask, alpha=3)
+    After:   x                  sub(full([], 1), loss)         rsub(x, 2.0)          add(full([], 0.5), mask, alpha=3)
     """
     x, number, result = call["self"], call["other"], call.results[0]
+    if not isinstance(x, fx.Node):
+        if call["alpha"] in (None, 1) and number.meta["val"].ndim:
+            return build(_TURNED[call.name], number, x)
+        term = build(aten.full.default, [], x, dtype=result.dtype, device=result.device)
+        return build(_SUMS[call.name], term, number, alpha=call["alpha"])
     value = x.meta["val"]
     if not isinstance(number, int | float) or not result.dtype.is_floating_point:
         return None
@@ -299,6 +304,13 @@ _SUMS: dict[str, Any] = {
     "aten.sub": aten.sub.Tensor,
     "aten.rsub": aten.sub.Tensor,
 }
+
+
+_TURNED: dict[str, Any] = {
+    "aten.add": aten.add.Tensor,
+    "aten.sub": aten.rsub.Scalar,
+}
+"""The same with the number behind the tensor."""
 
 
 _REWRITES: dict[str, Callable[[_Builder, Call], fx.Node | None]] = {
