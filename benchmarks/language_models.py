@@ -243,6 +243,7 @@ RECURRENT: dict[str, Callable[[], Made]] = {
         num_heads=2,
         qk_dim_factor=1.0,
         chunk_size=4,
+        use_cache=False,
     ),
     "falcon_h1": hf(
         "FalconH1ForCausalLM",

@@ -246,3 +246,29 @@ def fed(*shares: tuple[int, ...], on: str | None = None) -> dict[str, Any]:
     wide = zip(shares, axes, strict=True)
     first, second = ([whalepy.stage(len(own)), whalepy.split(len(own), shares=own, on=cut)] for own, cut in wide)
     return {"first": first, "second": second, "third": second}
+
+
+class Scoring(nn.Module):
+    """What crosses has rows and words, which no step fixes: one number of each word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.tell = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 5))
+
+    def forward(self, words: Tensor, target: Tensor) -> Tensor:
+        scores = self.read(words).squeeze(-1)
+        return nn.functional.cross_entropy(self.tell(torch.tanh(scores).unsqueeze(-1)).flatten(0, 1), target.flatten())
+
+
+def scoring() -> models.Made:
+    """Rows of twelve words, of one, which is less than a word for each of two ranks, and of three."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(3)
+    batches = [[torch.randint(k, (4, words), generator=draw) for k in (50, 5)] for words in (12, 1, 3)]
+    return Scoring(), [(words, target) for words, target in batches]
+
+
+def scored() -> dict[str, Any]:
+    """Two stages that are split twice each."""
+    return {path: [whalepy.stage(2), whalepy.split(2)] for path in ("read", "tell")}

@@ -133,6 +133,7 @@ RUNS: dict[str, Run] = {
         pipelines.feeding, lambda: pipelines.fed((1, 1), (3, 1), on="second.0.weight:1"), 4, evaluate=True
     ),
     "products, 3 feed 1": Run(pipelines.feeding, lambda: pipelines.fed((2, 1, 1), (1,)), 4, evaluate=True),
+    "scores, 2 feed 2, few words": Run(pipelines.scoring, pipelines.scored, 4, evaluate=True),
     "bert": Run(pipelines.bert, bert, 2, dtype=torch.float32),
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
     "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2),

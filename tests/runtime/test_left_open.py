@@ -121,6 +121,14 @@ class Scored(nn.Module):
         return nn.functional.cross_entropy(self.inner(x), target)
 
 
+def test_fewer_rows_than_replicas_are_split_more() -> None:
+    """Two replicas of two would have a row each; of eight devices four replicas would not."""
+    model = small_modules()[0]
+    batch = torch.randn(2, 16), torch.tensor([1, 4])
+    plan = whalepy.plan(whalepy.annotate(model, nested(None, None)), "8xcpu", batch)
+    assert plan.mesh in ((2, 4), (8,)) and plan.degrees
+
+
 def test_degrees_of_another_model_are_refused() -> None:
     plan = plan_of(small, {})
     with pytest.raises(PlanError, match="settles 1 open degree, the model has 2"):

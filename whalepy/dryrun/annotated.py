@@ -55,8 +55,9 @@ def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, prog
             if (form := _form(settled, cluster, options)) not in seen:
                 seen.add(form)
                 progress(name)
-                others.extend(_tried(settled, cluster, options))
-                found[degrees] = min((one for one in others if one.candidate.study is settled), key=_order)
+                own = _tried(settled, cluster, options)
+                others.extend(own)
+                found[degrees] = min(own, key=_order)
 
     plain: Degrees = (None,) * len(lines)
     best = plain
@@ -67,7 +68,7 @@ def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, prog
             tried((*best[:k], degree, *best[k + 1 :]), f"{first.kind} {degree} ({first.at})")
         fastest = min(found, key=lambda degrees: _order(found[degrees]), default=plain)
         best = fastest if _is_worth_it(found.get(fastest), found.get(best)) else best
-    if len(found) < 2:
+    if len(found) < 2 and best == plain:
         return Settled(study)
     chosen = found[best].candidate.study if best != plain else study
     left = sorted((one for one in others if one.candidate.study.degrees != chosen.degrees), key=_order)
