@@ -21,6 +21,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import whalepy
 from benchmarks import slow_links
-from benchmarks.pairs import in_turns, machine
+from benchmarks.pairs import in_turns, machine, timed
 from benchmarks.traffic import bytes_moved
 from benchmarks.ways import TOLERANCE, Limits, gain, limits_of, on_ranks, own_core, parser_of, report, within
 from whalepy.runtime.parallel import ParallelModel
@@ -138,11 +139,8 @@ def on_rank(classes: int, limits: Limits) -> dict[str, Any]:
         forget()
         moved[name] = bytes_moved(steps[name])
     rate = bandwidth()
-    found, repeated = in_turns(
-        list(steps.values()), forget, limits.pairs, warm=1, others=limits.others, limit_s=limits.limit_s
-    )
-    if not found[0]:
-        raise ValueError(f"other processes were busy in all {repeated} rounds")
+    turns = [partial(timed, step, forget) for step in steps.values()]
+    found, repeated = in_turns(turns, limits.pairs, warm=1, others=limits.others, limit_s=limits.limit_s)
     seconds = dict(zip(steps, found, strict=True))
     least = {
         name: statistics.median(seconds[f"{name} alone"]) + moved[name] / RANKS / rate for name in ("hybrid", "data")

@@ -5,7 +5,7 @@
 
 Two ranks, or `--ranks`, each on one core with one thread (more ranks than cores share them); 16 x 128 ids for the model
 of benchmarks/blocks.py (4 blocks of width 256, vocabulary 4096), or GPT-2 of 124M parameters (`--model gpt2`). A step
-is forward, backward, AdamW and forgetting the gradients. Three ways, in turns, in the same processes:
+is forward, backward, AdamW and forgetting the gradients. Three ways, in turns, each in processes of its own:
 - own: whalepy with one replicate level;
 - ddp: torch's DistributedDataParallel, as it comes;
 - fsdp: torch's fully_shard over each block, then over the rest.
@@ -17,6 +17,8 @@ all collectives counted as they pass torch's dispatcher, with the agreement on s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +28,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import whalepy
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import MODELS, ROWS, loss_of
-from benchmarks.traffic import bytes_moved
+from benchmarks.traffic import bytes_of
 from benchmarks.ways import (
     Limits,
     Way,
@@ -38,7 +41,6 @@ from benchmarks.ways import (
     local_gradients,
     own_core,
     parser_of,
-    timed_ways,
 )
 
 
@@ -48,7 +50,7 @@ def own(rows: int, name: str) -> Way:
     whalepy.annotate(model, {"": whalepy.replicate()})
     parallel = whalepy.compile(model, f"{dist.get_world_size()}xcpu", batch, loss_fn=loss_of)
     mine = parallel.local_batch(batch)
-    return Way(lambda: parallel.train_step(*mine), {"": parallel}, adamw(parallel.parameters()))
+    return Way(lambda: parallel.train_step(*mine), {"": parallel})
 
 
 def ddp(rows: int, name: str = "blocks") -> Way:
@@ -81,14 +83,17 @@ def rows_of_rank(rows: int) -> slice:
     return slice(rank * rows // world, (rank + 1) * rows // world)
 
 
+def trained(way: Callable[[int, str], Way], rows: int, name: str) -> Way:
+    """With its optimizer."""
+    made = way(rows, name)
+    return replace(made, optimizer=adamw(made.modules[""].parameters()))
+
+
 def on_rank(rows: int, name: str, limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
-    ways = {"own": own(rows, name), "ddp": ddp(rows, name), "fsdp": fsdp(rows, name)}
-    for way in (ways["ddp"], ways["fsdp"]):
-        way.optimizer = adamw(way.modules[""].parameters())
-    found = timed_ways(ways, local_gradients(*MODELS[name](rows)), limits)
-    return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
+    makes: dict[str, Make] = {way.__name__: partial(trained, way, rows, name) for way in (own, ddp, fsdp)}
+    return against(timed_ways(makes, lambda: local_gradients(*MODELS[name](rows)), limits, bytes_of), "own")
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
     python -m benchmarks.overhead [--backend NAME] [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
 
 One process on one core with one thread; 16 x 128 ids for the model of benchmarks/blocks.py (4 blocks of width 256,
-vocabulary 4096). A step is forward, backward, AdamW and forgetting the gradients; both ways run in turns. Before
+vocabulary 4096). A step is forward, backward, AdamW and forgetting the gradients; both ways run in turns, each in a
+process of its own. Before
 anything is timed, loss and all gradients are compared. Ratios are seconds of own over eager's, of one round; with
 `--backend` of torch.compile, such as inductor, both ways are compiled by it.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 import whalepy
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import loss_of, made
 from benchmarks.ways import (
     Limits,
@@ -27,7 +29,6 @@ from benchmarks.ways import (
     expected,
     own_core,
     parser_of,
-    timed_ways,
 )
 
 EAGER = "eager"
@@ -61,7 +62,8 @@ def local(backend: str) -> Way:
 def on_rank(backend: str, limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
-    return against(timed_ways({"own": own(backend), backend: local(backend)}, expected(), limits), "own")
+    makes: dict[str, Make] = {"own": partial(own, backend), backend: partial(local, backend)}
+    return against(timed_ways(makes, expected, limits), "own")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return (ordered[k - 1], ordered[n - k]) if k else (ordered[0], ordered[-1])
 
 
-def timed(step: Step, before: Step) -> float:
-    """Seconds of a step, of the rank that takes longest; `before` runs untimed."""
+def timed(step: Step, before: Step = lambda: None) -> float:
+    """Seconds of a step, of the rank that takes longest; `before` runs untimed. Collective."""
     before()
     dist.barrier()
     start = time.perf_counter()
@@ -41,29 +41,38 @@ def timed(step: Step, before: Step) -> float:
 
 
 def in_turns(
-    steps: Sequence[Step], before: Step, pairs: int, *, warm: int = 3, others: float = OTHERS, limit_s: float = 400.0
+    steps: Sequence[Callable[[], float]],
+    pairs: int,
+    *,
+    warm: int = 3,
+    others: float = OTHERS,
+    limit_s: float = 400.0,
+    cpu_s: Callable[[], float] = time.process_time,
 ) -> tuple[list[list[float]], int]:
-    """Seconds of each way in as many rounds, and how many rounds were repeated. Collective.
+    """Seconds of each way, as its step tells them, in as many rounds, and how many rounds were repeated. Collective.
 
-    Who is first changes from round to round. A round is repeated where processes other than the ranks took more than
-    `others` of the cores meanwhile, until there are enough or the time is up.
+    Who is first changes from round to round. A round is repeated where others than the ranks, for which cores have
+    worked `cpu_s`, took more than `others` of the cores meanwhile, until there are enough or the time is up. Raises
+    ValueError without a round.
     """
     for _ in range(warm):
         for step in steps:
-            timed(step, before)
+            step()
     found: list[list[float]] = [[] for _ in steps]
     repeated, end = 0, time.monotonic() + limit_s
     while len(found[0]) < pairs and not _any(time.monotonic() > end):
         turn = len(found[0]) + repeated
         order = [(k + turn) % len(steps) for k in range(len(steps))]
-        start, busy = time.perf_counter(), busy_of_others_s()
-        took = {k: timed(steps[k], before) for k in order}
-        share = (busy_of_others_s() - busy) / ((time.perf_counter() - start) * (os.cpu_count() or 1))
+        start, busy = time.perf_counter(), busy_of_others_s(cpu_s())
+        took = {k: steps[k]() for k in order}
+        share = (busy_of_others_s(cpu_s()) - busy) / ((time.perf_counter() - start) * (os.cpu_count() or 1))
         if _any(dist.get_rank() == 0 and share > others):
             repeated += 1
             continue
         for k, seconds in took.items():
             found[k].append(seconds)
+    if not found[0]:
+        raise ValueError(f"other processes were busy in all {repeated} rounds")
     return found, repeated
 
 
@@ -74,9 +83,9 @@ def _any(said: bool) -> bool:
     return bool(told)
 
 
-def busy_of_others_s() -> float:
+def busy_of_others_s(own_s: float) -> float:
     """Seconds that the cores of this machine have worked for others than the ranks (Linux). Collective."""
-    own = torch.tensor(time.process_time(), dtype=torch.float64)
+    own = torch.tensor(own_s, dtype=torch.float64)
     dist.all_reduce(own)
     user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - float(own)

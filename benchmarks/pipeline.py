@@ -4,7 +4,7 @@
 
 Two ranks, each on one core with one thread, 8 microbatches, 1F1B and GPipe; a step is forward, backward and gradients
 that are ready, of the model of benchmarks/blocks.py. torch's stages are made by hand on the same cut (embedding and two
-blocks, two blocks and head), its outputs are not gathered. All three ways run in turns, in the same processes:
+blocks, two blocks and head), its outputs are not gathered. All three ways run in turns, each in processes of its own:
 - even: the cut of torch, against torch;
 - balanced: of all cuts between blocks the one whose stages differ least in counted floating-point operations (forward
   and backward; torch.utils.flop_counter), against torch on the even cut.
@@ -18,6 +18,7 @@ a step; beside them every step agrees on its sizes (768 bytes per rank) and tell
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -28,6 +29,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.utils.flop_counter import FlopCounterMode
 
 import whalepy
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import BLOCKS, LanguageModel, loss_of, made
 from benchmarks.pairs import figures, machine
 from benchmarks.ways import (
@@ -39,7 +41,6 @@ from benchmarks.ways import (
     own_core,
     parser_of,
     report,
-    timed_ways,
     within,
 )
 from whalepy.runtime.parallel import ParallelModel
@@ -78,7 +79,7 @@ def balanced() -> int:
 # -- the two ways --------------------------------------------------------------------------------------------------
 
 
-def own(schedule: str, cut: int, world: int = 2) -> tuple[Way, ParallelModel]:
+def own(schedule: str, cut: int, world: int = 2) -> Way:
     """This compiler's pipeline."""
     model, batch = made()
     names = list(units(model))
@@ -87,7 +88,7 @@ def own(schedule: str, cut: int, world: int = 2) -> tuple[Way, ParallelModel]:
     options: dict[str, Any] = {"schedule": schedule, "microbatches": MICROBATCHES, "loss_fn": loss_of}
     parallel = whalepy.compile(model, f"{world}xcpu", batch, **options)
     rows = parallel.local_batch(batch)
-    return Way(lambda: parallel.train_step(*rows), {"": parallel}), parallel
+    return Way(lambda: parallel.train_step(*rows), {"": parallel})
 
 
 def theirs(schedule: str, cut: int) -> Way:
@@ -113,7 +114,7 @@ def theirs(schedule: str, cut: int) -> Way:
 # -- bytes ---------------------------------------------------------------------------------------------------------
 
 
-def bytes_of(step: Callable[[], Any], *, torchs: bool) -> int:
+def bytes_of(way: Way) -> int:
     """Bytes that both ranks send to each other's stages in a step."""
     sent = 0
 
@@ -125,10 +126,11 @@ def bytes_of(step: Callable[[], Any], *, torchs: bool) -> int:
 
         return call
 
-    place, name = (schedules, "_batch_p2p") if torchs else (dist, "isend")
-    of: Callable[..., Sequence[Tensor]] = _sent if torchs else lambda tensor, *_: [tensor]
+    own = isinstance(way.modules.get(""), ParallelModel)
+    place, name = (dist, "isend") if own else (schedules, "_batch_p2p")
+    of: Callable[..., Sequence[Tensor]] = (lambda tensor, *_: [tensor]) if own else _sent
     with mock.patch.object(place, name, counted(getattr(place, name), of)):
-        step()
+        way.step()
     total = torch.tensor(sent)
     dist.all_reduce(total)
     return int(total)
@@ -144,16 +146,19 @@ def _sent(operations: Sequence[dist.P2POp], *_: Any) -> list[Tensor]:
 def on_rank(schedule: str, cut: int, limits: Limits) -> dict[str, Any]:
     """All figures of one schedule. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
-    local = expected()
-    ways = {"even": own(schedule, EVEN)[0], "balanced": own(schedule, cut)[0], "torch": theirs(schedule, EVEN)}
-    found = timed_ways(ways, local, limits)
+    makes: dict[str, Make] = {
+        "even": partial(own, schedule, EVEN),
+        "balanced": partial(own, schedule, cut),
+        "torch": partial(theirs, schedule, EVEN),
+    }
+    found = timed_ways(makes, expected, limits, bytes_of)
     even, balanced, torchs = found.seconds.values()
     return {
         "schedule": schedule,
         "even": figures(even, torchs),
         "balanced": {"blocks": [cut, BLOCKS - cut], **figures(balanced, torchs)},
         **found.rounds,
-        "bytes": {name: bytes_of(way.step, torchs=name == "torch") for name, way in ways.items()},
+        "bytes": found.known,
         "steps_ms": found.steps_ms(),
     }
 

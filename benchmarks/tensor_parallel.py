@@ -7,7 +7,7 @@ Two ranks, or `--ranks`, each on one core with one thread (more ranks than cores
 of benchmarks/blocks.py (4 blocks of width 256, vocabulary 4096), its product for queries, keys and values cut in three:
 torch's plan splits a linear layer into neighbouring rows, which of one product for all three would be no whole heads. A
 step is forward, backward, AdamW and forgetting the gradients. With `--rate` all ranks are hosts of their own with links
-that send no faster (network namespaces; needs root). Three ways, in turns, in the same processes:
+that send no faster (network namespaces; needs root). Three ways, in turns, each in processes of its own:
 - own: whalepy with one split over the whole model;
 - idle: the same, with nothing computed while bridges are under way (WHALEPY_OFF);
 - torch: ColwiseParallel for queries, keys, values and hidden units, RowwiseParallel for what follows them and for the
@@ -22,6 +22,7 @@ dispatcher, with the agreement on sizes (benchmarks/traffic.py says how).
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -39,8 +40,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import whalepy
 from benchmarks import blocks, slow_links
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import HEADS, WIDTH, LanguageModel, loss_of
-from benchmarks.traffic import bytes_moved
+from benchmarks.traffic import bytes_of
 from benchmarks.ways import (
     Limits,
     Way,
@@ -51,7 +53,6 @@ from benchmarks.ways import (
     local_gradients,
     own_core,
     parser_of,
-    timed_ways,
 )
 
 
@@ -115,9 +116,8 @@ def on_rank(limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
     slow_links.open_group()
     own_core()
-    ways = {"own": own(), "idle": own(OVERLAP), "torch": theirs()}
-    found = timed_ways(ways, local_gradients(*made()), limits)
-    return against(found, "own", {name: bytes_moved(way.train) for name, way in ways.items()})
+    makes: dict[str, Make] = {"own": own, "idle": partial(own, OVERLAP), "torch": theirs}
+    return against(timed_ways(makes, lambda: local_gradients(*made()), limits, bytes_of), "own")
 
 
 if __name__ == "__main__":

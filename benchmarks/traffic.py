@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.ways import Way
+
 NAMESPACES = ("c10d", "_c10d_functional")
 SILENT = {"barrier", "monitored_barrier_", "wait_tensor", "_wrap_tensor_autograd"}
 
@@ -65,6 +67,11 @@ def _for_others(sent: Tensor, splits: Sequence[int]) -> float:
     world, rank = dist.get_world_size(), dist.get_rank()
     own = splits[rank] / max(sum(splits), 1) if splits else 1 / world
     return sent.nbytes * (1 - own)
+
+
+def bytes_of(way: Way) -> int:
+    """Bytes that all ranks send in what is timed of a way. Collective."""
+    return bytes_moved(way.train)
 
 
 def bytes_moved(step: Callable[[], Any]) -> int:

@@ -3,8 +3,8 @@
     python -m benchmarks.unequal_devices [--rows N] [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
 
 Three gloo ranks with one thread each: the first has a core of its own, the other two share one (sched_setaffinity). A
-step is forward, backward and gradients that are ready, of the model of benchmarks/blocks.py. Three ways, in turns, in
-the same processes:
+step is forward, backward and gradients that are ready, of the model of benchmarks/blocks.py. Three ways, in turns,
+each in processes of its own:
 - planned: whalepy with `cluster_spec=None`, so that the ranks measure their speeds and share the rows accordingly;
 - equal: whalepy with equal shares;
 - ddp: torch's DistributedDataParallel with equal rows.
@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
 import whalepy
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import loss_of, made
 from benchmarks.data_parallel import ddp
 from benchmarks.pairs import machine
@@ -40,7 +42,6 @@ from benchmarks.ways import (
     own_core,
     parser_of,
     report,
-    timed_ways,
     within,
 )
 from whalepy.runtime.parallel import ParallelModel
@@ -50,7 +51,7 @@ SHARED = (1, 2)
 """The ranks on one core."""
 
 
-def own(cluster: str | None, rows: int) -> tuple[Way, ParallelModel]:
+def own(cluster: str | None, rows: int) -> Way:
     """whalepy under one replicate level; measured anew where no cluster is given."""
     model, batch = made(rows)
     whalepy.annotate(model, {"": whalepy.replicate()})
@@ -58,7 +59,7 @@ def own(cluster: str | None, rows: int) -> tuple[Way, ParallelModel]:
         os.environ["XDG_CACHE_HOME"] = cache  # nothing that was measured before
         parallel = whalepy.compile(model, cluster, batch, loss_fn=loss_of)
     mine = parallel.local_batch(batch)
-    return Way(lambda: parallel.train_step(*mine), {"": parallel}), parallel
+    return Way(lambda: parallel.train_step(*mine), {"": parallel})
 
 
 def alone(rows: int) -> Callable[[], object]:
@@ -72,25 +73,31 @@ def alone(rows: int) -> Callable[[], object]:
     return step
 
 
-def shares_of(parallel: ParallelModel, rows: int) -> list[int]:
-    """Rows of each rank."""
-    mine = len(parallel.local_batch(made(rows)[1])[0])
+def shares_of(rows: int, way: Way) -> dict[str, Any]:
+    """Rows and speed of each rank."""
+    parallel = way.modules[""]
+    if not isinstance(parallel, ParallelModel):
+        return {}
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
+    dist.all_gather_object(everyone, len(parallel.local_batch(made(rows)[1])[0]))
+    return {"rows": everyone, "speeds": list(parallel.plan.stages[0].speeds)}
 
 
 def on_rank(rows: int, limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core(1 if dist.get_rank() in SHARED else 0)
-    planned, parallel = own(None, rows)
-    ways = {"planned": planned, "equal": own(f"{RANKS}xcpu", rows)[0], "ddp": ddp(rows)}
-    shares = shares_of(parallel, rows)
-    beside = {"planned alone": alone(shares[dist.get_rank()]), "equal alone": alone(rows // RANKS)}
-    found = timed_ways(ways, expected(rows), limits, beside)
+    makes: dict[str, Make] = {
+        "planned": partial(own, None, rows),
+        "equal": partial(own, f"{RANKS}xcpu", rows),
+        "ddp": partial(ddp, rows),
+    }
+
+    def beside(known: Mapping[str, Any]) -> dict[str, Callable[[], object]]:
+        return {"planned alone": alone(known["planned"]["rows"][dist.get_rank()]), "equal alone": alone(rows // RANKS)}
+
+    found = timed_ways(makes, partial(expected, rows), limits, partial(shares_of, rows), beside)
     return {
-        "rows": shares,
-        "speeds": list(parallel.plan.stages[0].speeds),
+        **found.known["planned"],
         "bound": (rows / RANKS) / (rows / 4),
         "equal": gain(found.seconds["equal"], found.seconds["planned"]),
         "cores": gain(found.seconds["equal alone"], found.seconds["planned alone"]),

@@ -23,7 +23,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 import whalepy
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import ROWS, loss_of, made
 from benchmarks.pairs import machine
 from benchmarks.pipeline import MICROBATCHES, units
@@ -44,7 +45,6 @@ from benchmarks.ways import (
     own_core,
     parser_of,
     report,
-    timed_ways,
     within,
 )
 from whalepy.dryrun.blocks import folded
@@ -122,7 +122,8 @@ def on_rank(kind: str, limits: Limits) -> dict[str, Any]:
     speeds: list[Any] = [None] * len(meant)
     dist.all_gather_object(speeds, speed_together(CPU, start_process_group(CPU)))
     planned, even = planned_cut(speeds), even_cut(len(meant))
-    found = timed_ways({"planned": in_stages(planned), "even": in_stages(even)}, expected(ROWS, BLOCKS), limits)
+    makes: dict[str, Make] = {"planned": partial(in_stages, planned), "even": partial(in_stages, even)}
+    found = timed_ways(makes, partial(expected, ROWS, BLOCKS), limits)
     return {
         "kind": kind,
         "speeds": [round(speed / max(speeds), 3) for speed in speeds],

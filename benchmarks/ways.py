@@ -13,7 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks import slow_links
 from benchmarks.blocks import BLOCKS, ROWS, loss_of, made
-from benchmarks.pairs import OTHERS, figures, in_turns, machine
+from benchmarks.pairs import OTHERS, figures, machine
 from tests.pool import Pool
 
 # Of sums of another order in float32; relative to the largest gradient.
@@ -52,6 +52,10 @@ def on_ranks(world: int, fn: Callable[..., Any], *args: Any, default_group: bool
         return pool.run(world, partial(fn, *args), timeout_s=1800, default_group=default_group)[0]
     finally:
         pool.close()
+
+
+Local = tuple[Tensor, dict[str, Tensor]]
+"""Loss and gradients of the local model, by the name of the parameter."""
 
 
 # -- ways ----------------------------------------------------------------------------------------------------------
@@ -99,12 +103,12 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4)
 
 
-def expected(rows: int = ROWS, blocks: int = BLOCKS) -> tuple[Tensor, dict[str, Tensor]]:
+def expected(rows: int = ROWS, blocks: int = BLOCKS) -> Local:
     """Loss and gradients of the local model."""
     return local_gradients(*made(rows, blocks))
 
 
-def local_gradients(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def local_gradients(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Local:
     """Loss and gradients of this model in one process."""
     ids, targets = batch
     loss = loss_of(model(ids), targets)
@@ -147,37 +151,13 @@ class Timed:
     """Seconds of each way, round by round."""
 
     seconds: dict[str, list[float]]
-    rounds: dict[str, Any] = field(default_factory=dict[str, Any])
+    rounds: dict[str, Any]
     """How many were repeated, and why."""
+    known: dict[str, Any]
+    """What was asked about each way."""
 
     def steps_ms(self) -> dict[str, list[float]]:
         return {name: [round(1e3 * one, 2) for one in each] for name, each in self.seconds.items()}
-
-
-def timed_ways(
-    ways: Mapping[str, Way],
-    local: tuple[Tensor, dict[str, Tensor]],
-    limits: Limits,
-    beside: Mapping[str, Callable[[], object]] | None = None,
-) -> Timed:
-    """The times of all ways, and of what else is timed in the same rounds.
-
-    Raises ValueError for another loss or gradients than the local model's, or without a round.
-    """
-    wrong = {name: differences(way, *local) for name, way in ways.items()}
-    if any(wrong.values()):
-        raise ValueError(f"not the same loss and gradients: {wrong}")
-
-    def forget() -> None:
-        for way in ways.values():
-            way.forget()
-
-    steps: dict[str, Callable[[], object]] = {name: way.train for name, way in ways.items()} | dict(beside or {})
-    found, repeated = in_turns(list(steps.values()), forget, limits.pairs, others=limits.others, limit_s=limits.limit_s)
-    if not found[0]:
-        raise ValueError(f"other processes were busy in all {repeated} rounds")
-    rounds = {"repeated_rounds": repeated, "others_at_most": limits.others}
-    return Timed(dict(zip(steps, found, strict=True)), rounds)
 
 
 def gain(other: Sequence[float], planned: Sequence[float]) -> dict[str, Any]:
@@ -192,10 +172,10 @@ def gain(other: Sequence[float], planned: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def against(found: Timed, own: str, moved: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Figures of one way against each other one, and the bytes that each moves in a step."""
+def against(found: Timed, own: str) -> dict[str, Any]:
+    """Figures of one way against each other one, and the bytes that each moves in a step, where those were asked."""
     others = {name: figures(found.seconds[own], each) for name, each in found.seconds.items() if name != own}
-    bytes_of = {} if moved is None else {"bytes": dict(moved)}
+    bytes_of = {"bytes": found.known} if any(found.known.values()) else {}
     return {"against": others, **found.rounds, **bytes_of, "steps_ms": found.steps_ms()}
 
 

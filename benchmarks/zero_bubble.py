@@ -3,9 +3,9 @@
     python -m benchmarks.zero_bubble [--microbatches N] [--pairs N] [--others SHARE] [--limit SECONDS] [--results FILE]
 
 Two ranks, each on one core with one thread; a step is forward, backward and gradients that are ready, of the model of
-benchmarks/blocks.py, cut ahead of its last block. Both ways in turns, in the same processes. Before anything is timed,
-loss and all gradients of each are compared with the local model. What is won is the bubble of 1F1B, 1 / (N + 1) of a
-step; what it costs is that the gradients of a weight are noted down, kept and computed one operator at a time.
+benchmarks/blocks.py, cut ahead of its last block. Both ways in turns, in processes of their own. Before anything is
+timed, loss and all gradients of each are compared with the local model. What is won is the bubble of 1F1B, 1 / (N + 1)
+of a step; what it costs is that the gradients of a weight are noted down, kept and computed one operator at a time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 import whalepy
+from benchmarks.apart import Make, timed_ways
 from benchmarks.blocks import loss_of, made
-from benchmarks.ways import Limits, Way, against, compare_ways, expected, own_core, parser_of, timed_ways
+from benchmarks.ways import Limits, Way, against, compare_ways, expected, own_core, parser_of
 
 RANKS = 2
 
@@ -34,8 +35,8 @@ def own(schedule: str, microbatches: int) -> Way:
 def on_rank(microbatches: int, limits: Limits) -> dict[str, Any]:
     """All figures. Raises ValueError for other numbers than the local model's, or without a round."""
     own_core()
-    ways = {schedule: own(schedule, microbatches) for schedule in ("zero-bubble", "1f1b")}
-    return against(timed_ways(ways, expected(), limits), "zero-bubble")
+    makes: dict[str, Make] = {schedule: partial(own, schedule, microbatches) for schedule in ("zero-bubble", "1f1b")}
+    return against(timed_ways(makes, expected, limits), "zero-bubble")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def test_a_gain_is_how_many_times_as_fast() -> None:
 
 def _ways() -> list[list[str]]:
     rows = 12
-    ways = unequal_devices.own("1xcpu + 2xcpu*0.5", rows)[0], ddp(rows)
+    ways = unequal_devices.own("1xcpu + 2xcpu*0.5", rows), ddp(rows)
     return [differences(way, *expected(rows)) for way in ways]
 
 
