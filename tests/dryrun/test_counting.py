@@ -27,6 +27,18 @@ def test_heads_whose_rows_start_anywhere(width: int, kind: str) -> None:
     assert [event.kind for event in products] == [kind, kind]
 
 
+@pytest.mark.parametrize(("width", "kind"), [(64, ""), (150, UNALIGNED)])
+def test_heads_of_one_row_start_anywhere_too(width: int, kind: str) -> None:
+    """Of one row all heads are views of the same numbers: rows of 8 heads are aligned, most heads are not."""
+    with Counter() as counter:
+        queries, keys = (torch.empty(1, 32, 8 * width, dtype=torch.float16, device=META) for _ in range(2))
+        heads, others = (x.unflatten(-1, (8, width)).transpose(1, 2) for x in (queries, keys))
+        scores = heads @ others.transpose(2, 3)
+        scores @ others
+    products = [event for event in counter.events if event.flops]
+    assert [event.kind for event in products] == [kind, kind]
+
+
 def test_they_take_longer_on_matrix_units_alone() -> None:
     a100 = profile_table()["A100-SXM4-80GB"]
     assert a100.product_seconds(1e11, "float16", UNALIGNED) > 5 * a100.product_seconds(1e11, "float16")

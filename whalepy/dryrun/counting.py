@@ -209,12 +209,17 @@ _BATCHED: frozenset[Any] = frozenset((_aten.bmm, _aten.baddbmm))
 
 
 def _unaligned(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> bool:
-    """Whether rows of a matrix do not all start at a multiple of 16 bytes, which is what matrix units read at once.
+    """Whether rows of the matrices do not all start at a multiple of 16 bytes, which is what matrix units read at once.
 
     Source: NVIDIA, Matrix Multiplication Background User's Guide, section "Tensor Core Requirements".
     """
     matrices = (tensor for tensor in (*given, *made) if tensor.dim() >= 2 and tensor.numel())
-    return any(max(tensor.stride()[-2:]) * tensor.element_size() % 16 for tensor in matrices)
+    return any(
+        stride * tensor.element_size() % 16
+        for tensor in matrices
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        if size > 1 and stride > 1
+    )
 
 
 def mark(result: Any, name: str, block: int) -> None:
