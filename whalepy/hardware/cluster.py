@@ -102,7 +102,8 @@ class ClusterSpec:
     def speeds(self, dtype: str = "float32") -> tuple[float, ...]:
         """Effective speed of each device relative to the fastest (1.0), in spec order."""
         rates = [device.rate(dtype) for device in self.devices]
-        return tuple(rate / max(rates) for rate in rates)
+        most = max(rates)
+        return tuple(rate / most for rate in rates)
 
     @cached_property
     def assumptions(self) -> tuple[str, ...]:

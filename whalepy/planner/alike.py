@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from whalepy.planner.cost import Network, Route
 
 Coordinates = tuple[int, ...]
+Key = TypeVar("Key", int, tuple[int, Coordinates])
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ def classes(places: Mapping[int, Coordinates], kind: Mapping[int, Hashable], net
     routes = {at: network.route(ranks, beside[at[0]]) for at, ranks in groups.items()}
     of = _numbered(kind)
     while True:
+        signatures = _numbered({at: (routes[at], frozenset(of[rank] for rank in ranks)) for at, ranks in groups.items()})
         seen = {
-            rank: (of[rank], *(_signature((k, _without(at, k)), groups, routes, of) for k in range(levels)))
-            for rank, at in places.items()
+            rank: (of[rank], *(signatures[k, _without(at, k)] for k in range(levels))) for rank, at in places.items()
         }
         finer = _numbered(seen)
         if len(set(finer.values())) == len(set(of.values())):
@@ -51,19 +53,10 @@ def classes(places: Mapping[int, Coordinates], kind: Mapping[int, Hashable], net
     )
 
 
-def _numbered(kind: Mapping[int, Hashable]) -> dict[int, int]:
-    """Each rank with the lowest rank of its kind."""
-    first: dict[Hashable, int] = {}
-    return {rank: first.setdefault(kind[rank], rank) for rank in sorted(kind)}
-
-
-def _signature(
-    at: tuple[int, Coordinates],
-    groups: Mapping[tuple[int, Coordinates], Sequence[int]],
-    routes: Mapping[tuple[int, Coordinates], Route],
-    of: Mapping[int, int],
-) -> Hashable:
-    return routes[at], tuple(sorted({of[rank] for rank in groups[at]}))
+def _numbered(kind: Mapping[Key, Hashable]) -> dict[Key, Key]:
+    """Each with the lowest one of its kind."""
+    first: dict[Hashable, Key] = {}
+    return {one: first.setdefault(kind[one], one) for one in sorted(kind)}
 
 
 def _groups(places: Mapping[int, Coordinates], levels: int) -> dict[tuple[int, Coordinates], list[int]]:
