@@ -138,7 +138,6 @@ RUNS: dict[str, Run] = {
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
     "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2),
     "t5": Run(pipelines.t5, t5, 3, evaluate=True),
-    "t5, two microbatches": Run(pipelines.t5, two_halves, 2, options={"microbatches": 2, "schedule": "1f1b"}),
     "t5, three microbatches": Run(
         pipelines.t5, two_halves, 2, options={"microbatches": 3, "schedule": "1f1b"}, evaluate=True
     ),

@@ -98,7 +98,7 @@ def in_stages(draft: Draft) -> Program | None:
 
 
 def test_random_programs_train_like_the_local_model(workers: Pool) -> None:
-    check(workers, 200)
+    check(workers, 120)
 
 
 def test_random_programs_in_stages_train_like_the_local_model(workers: Pool) -> None:

@@ -115,7 +115,10 @@ def factory():
 """
 
 
-@pytest.mark.parametrize(("widths", "spec"), [("2,1", "3xcpu"), ("1,1x2", "2xcpu + 1xcpu*0.5"), ("1,2", "3xcpu")])
+@pytest.mark.parametrize(
+    ("widths", "spec"),
+    [("2,1", "3xcpu"), ("1,1x2", "2xcpu + 1xcpu*0.5"), pytest.param("1,2", "3xcpu", marks=pytest.mark.slow)],
+)
 def test_stages_of_unlike_widths_train_exactly(workers: Pool, tmp_path: Path, widths: str, spec: str) -> None:
     (tmp_path / "train.py").write_text(FACTORY)
     asked = Request(f"{tmp_path}/train.py:factory", spec, widths=parse_widths(widths), microbatches=3)
