@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -272,3 +273,50 @@ def scoring() -> models.Made:
 def scored() -> dict[str, Any]:
     """Two stages that are split twice each."""
     return {path: [whalepy.stage(2), whalepy.split(2)] for path in ("read", "tell")}
+
+
+class Masking(nn.Module):
+    """The second stage reads of the first a mask of the words alone, and one number of each row, which is a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 8), nn.Tanh())
+        self.tell = nn.Linear(8, 5)
+        self.first, self.second = self.stages()
+
+    def stages(self) -> tuple[list[Primitive], list[Primitive]]:
+        """The scopes of the two."""
+        return [whalepy.stage(2), whalepy.replicate(shares=(3, 1))], [whalepy.stage(1)]
+
+    def forward(self, words: Tensor, target: Tensor) -> Tensor:
+        with nested(self.first):
+            read, known = self.read(words), words > 3
+            one = read[:, :1, :1].squeeze(-1)
+        with nested(self.second):
+            kept = torch.where(known.unsqueeze(-1), read, read * 0.5).mean(1)
+            return nn.functional.cross_entropy(self.tell(kept * one), target)
+
+
+class MaskingOfShards(Masking):
+    """As above, from one cut to another one of the same stage size."""
+
+    def stages(self) -> tuple[list[Primitive], list[Primitive]]:
+        return [whalepy.stage(2), whalepy.split(2)], [whalepy.stage(2), whalepy.replicate(shares=(3, 1))]
+
+
+@contextlib.contextmanager
+def nested(scopes: Sequence[Primitive]) -> Iterator[None]:
+    """All of them, outermost first."""
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(scope)
+        yield
+
+
+def masking(model: type[Masking] = Masking) -> models.Made:
+    """Six rows, five, and four."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(3)
+    sizes = [(6, 4), (5, 1), (4, 7)]
+    batches = [(torch.randint(11, size, generator=draw), torch.randint(5, size[:1], generator=draw)) for size in sizes]
+    return model(), batches

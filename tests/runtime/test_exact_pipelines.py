@@ -134,6 +134,8 @@ RUNS: dict[str, Run] = {
     ),
     "products, 3 feed 1": Run(pipelines.feeding, lambda: pipelines.fed((2, 1, 1), (1,)), 4, evaluate=True),
     "scores, 2 feed 2, few words": Run(pipelines.scoring, pipelines.scored, 4, evaluate=True),
+    "masks, rows feed one": Run(pipelines.masking, dict[str, Any], 3, evaluate=True),
+    "masks, shards feed rows": Run(lambda: pipelines.masking(pipelines.MaskingOfShards), dict[str, Any], 4),
     "bert": Run(pipelines.bert, bert, 2, dtype=torch.float32),
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
     "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2),

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from tests.pool import Pool
 from whalepy.errors import PlanError
-from whalepy.runtime.groups import Blocks, make_groups, start_process_group
+from whalepy.runtime.groups import Blocks, as_bytes, make_groups, start_process_group
 
 # mesh shape, ranks of the mesh (last level fastest), what each rank of four gets: (ranks, position) per level
 MESHES = [
@@ -181,3 +181,8 @@ def test_crash_is_reported_and_the_next_run_works(workers: Pool) -> None:
     with pytest.raises(RuntimeError, match="rank 1 died with exit code 7"):
         workers.run(2, exit_hard, 1)
     assert workers.run(2, lambda: int(os.environ["LOCAL_RANK"])) == [0, 1]
+
+
+def test_bytes_of_one_number() -> None:
+    one = torch.arange(8.0)[3:4].as_strided((1,), (8,), 3)
+    assert as_bytes(one).view(torch.float32).tolist() == [3.0]

@@ -36,7 +36,9 @@ def classes(places: Mapping[int, Coordinates], kind: Mapping[int, Hashable], net
     routes = {at: network.route(ranks, beside[at[0]]) for at, ranks in groups.items()}
     of = _numbered(kind)
     while True:
-        signatures = _numbered({at: (routes[at], frozenset(of[rank] for rank in ranks)) for at, ranks in groups.items()})
+        signatures = _numbered(
+            {at: (routes[at], frozenset(of[rank] for rank in ranks)) for at, ranks in groups.items()}
+        )
         seen = {
             rank: (of[rank], *(signatures[k, _without(at, k)] for k in range(levels))) for rank, at in places.items()
         }

@@ -367,7 +367,7 @@ class _Cutter:
         end.meta.update(self.program.nodes[-1].meta)
         module = fx.GraphModule(captured.graph, graph)
         made = replace(captured, graph=module, placeholders=tuple(places), results=count, mutations=mutations)
-        return self._program(made, copies, end, need, received, given)
+        return self._program(made, copies, end, need, received, given, stage)
 
     @cached_property
     def _by_name(self) -> dict[str, fx.Node]:
@@ -421,6 +421,7 @@ class _Cutter:
         need: _Needed,
         received: Sequence[Value],
         given: Sequence[Value],
+        stage: int,
     ) -> Taskgraph:
         whole = self.program
         leaves = [i for i, n in enumerate(whole.nodes) if n.op == "placeholder" and n in need.nodes]
@@ -445,7 +446,7 @@ class _Cutter:
             op = _leaf(whole.operators[key[0]], key[1])
             add(op, copies[need.taken[key][0]], (whole.dims[key[0]][key[1]],), [(key, 0)])
         for i in calls:
-            op = whole.operators[i]
+            op = replace(whole.operators[i], scope=self._scope_in(stage, whole.operators[i].scope))
             add(op, copies[whole.nodes[i]], whole.dims[i], [((i, r), r) for r in range(len(op.result_grad))])
         keys = [self._key(n) for n in self._kept_outputs(captured, copies)] + list(given)
         op = replace(whole.operators[-1], operands=tuple(keys), operand_grad=self._flows(keys))
@@ -459,6 +460,12 @@ class _Cutter:
             positions={node: k for k, node in enumerate(nodes)},
         )
         return Taskgraph(made, taken, tuple(given), own)
+
+    def _scope_in(self, stage: int, scope: tuple[int, ...]) -> tuple[int, ...]:
+        """The scopes of an operator as a stage computes it: another stage's levels are none of its own."""
+        foreign = {p.id for k, p in enumerate(self.stages) if k != stage}
+        at = next((k for k, own in enumerate(scope) if own in foreign), None)
+        return scope if at is None else scope[:at]
 
     def _kept_outputs(self, captured: Any, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
         """The tensors of the whole program among this stage's results and new buffer values."""

@@ -24,6 +24,7 @@ from whalepy.program.call import results
 from whalepy.rewrite.bindings import DimTerms, Term
 from whalepy.rewrite.terms import terms_of
 from whalepy.runtime.extents import Coordinates, Extents, Grid, StepSizes
+from whalepy.runtime.groups import as_bytes
 from whalepy.runtime.pipeline import Crossed, End
 
 Indices = range | np.ndarray
@@ -418,7 +419,7 @@ class Receiving:
 
 def packed(values: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
     """The parts of all values as bytes, end to end."""
-    flat = [_take(values[part.value], part.index).contiguous().view(-1).view(torch.uint8) for part in parts]
+    flat = [as_bytes(_take(values[part.value], part.index).contiguous().view(-1)) for part in parts]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 

@@ -149,7 +149,7 @@ class Group:
         mine = torch.nn.functional.pad(flat, (0, max(sizes) - flat.numel())) if flat.numel() < max(sizes) else flat
         buffer = flat.new_empty(blocks.total)
         _check()
-        work = _all_gather(_as_bytes(buffer), _as_bytes(mine), group=self.process_group, async_op=True)
+        work = _all_gather(as_bytes(buffer), as_bytes(mine), group=self.process_group, async_op=True)
         self.sent_bytes += (self.size - 1) * mine.nbytes
         return Pending(work, lambda: buffer), blocks
 
@@ -180,8 +180,8 @@ class Group:
         received = buffer.new_empty(receives.total)
         _check()
         work = dist.all_to_all_single(
-            _as_bytes(received),
-            _as_bytes(buffer),
+            as_bytes(received),
+            as_bytes(buffer),
             [size * buffer.itemsize for size in self._by_slot(receives.sizes)],
             [size * buffer.itemsize for size in self._by_slot(sends.sizes)],
             group=self.process_group,
@@ -208,9 +208,9 @@ def padding_pays(sizes: Sequence[int]) -> bool:
     return len(sizes) * max(sizes) <= 2 * sum(sizes)
 
 
-def _as_bytes(flat: Tensor) -> Tensor:
-    # What is only moved goes as bytes: neither backend knows every dtype (bool, int16, ...).
-    return flat.view(torch.uint8)
+def as_bytes(flat: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor of one dim: neither backend knows every dtype (bool, int16, ...)."""
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)  # one element is contiguous whatever its stride
 
 
 def start_process_group(device: torch.device = CPU) -> Group:

@@ -329,6 +329,10 @@ def planned(
         fingerprint=own,
         degrees=degrees,
     )
+    fewer = _feeding_all(made) if choices.microbatches is None and given is None else made.microbatches
+    if fewer != made.microbatches:
+        fed = replace(choices, microbatches=fewer)
+        return planned(program, spec, placed, fed, speeds=speeds, loads=loads)
     _check_rows(made, [p for stage in main.stages for chain in stage.chains for p in chain])
     _check_shared_rows(made)
     notes = (*notes_of(main), *cut.notes, *_waits(made))
@@ -439,9 +443,23 @@ def _check_rows(plan: Plan, primitives: Sequence[Any]) -> None:
         _check_rows_of_stage(plan, grid_of(plan, stage), primitives)
 
 
+def _feeding_all(plan: Plan) -> int:
+    """The most microbatches, of at most those of the plan, with rows for every replica; those of the plan if none."""
+    for count in range(plan.microbatches, 0, -1):
+        fewer = replace(plan, microbatches=count)
+        if not any(_without_rows(grid_of(fewer, stage), plan.rows) for stage in plan.stages):
+            return count
+    return plan.microbatches
+
+
+def _without_rows(grid: Grid, rows: int) -> list[tuple[int, ...]]:
+    """The replicas that have a share and get none of the rows."""
+    return [at for at, n in grid.rows(rows).items() if n == 0 and _has_share(grid, at)]
+
+
 def _check_rows_of_stage(plan: Plan, grid: Grid, primitives: Sequence[Any]) -> None:
     rows = grid.rows(plan.rows)
-    empty = [at for at, n in rows.items() if n == 0 and _has_share(grid, at)]
+    empty = _without_rows(grid, plan.rows)
     if plan.rows and empty:
         replicas = next((p for p in primitives if p.kind == "replicate"), None)
         raise PlanError(
