@@ -54,6 +54,8 @@ REFUSED = {
     "reformer": r"at:  modeling_reformer\.py:\d+",  # its autograd function takes objects
     "yoso": r"at:  modeling_yoso\.py:\d+",  # likewise
     "nllb_moe": r"at:  modeling_nllb_moe\.py:\d+",  # which expert gets which word
+    "dbrx": r"at:  modeling_dbrx\.py:\d+",  # likewise
+    "switch": r"at:  modeling_switch_transformers\.py:\d+",  # likewise
     "detr": r"in modeling_detr\.py:\d+",  # clamps if any value is infinite
 }
 
