@@ -258,14 +258,43 @@ def test_the_schedule_of_stages_is_chosen_where_it_gains() -> None:
     assert [one.step_time_s for one in forecast.alternatives if "1f1b" in one.strategy] == [forced.step_time_s]
 
 
-def test_stages_of_the_users_own_keep_the_schedule_that_compile_takes(tmp_path: Path) -> None:
-    """Zero-bubble is told beside it."""
-    lines = "import whalepy\nfrom tests.dryrun.studies import chain, ids\n\n\ndef make():\n    model = chain(8)\n"
-    lines += "    first, second = whalepy.stage(), whalepy.stage()\n"
-    lines += "    whalepy.annotate(model, {f'blocks.{k}': first if k < 4 else second for k in range(8)})\n"
-    (tmp_path / "own.py").write_text(lines + "    return model, ids(16)\n")
-    forecast, _ = run(Request(f"{tmp_path}/own.py:make", "2xV100-SXM2-32GB", keeps_plan=False), lambda _: None)
-    assert forecast.schedule == "1f1b" and any("zero-bubble" in one.strategy for one in forecast.alternatives)
+OWN = """
+import whalepy
+from tests.dryrun.studies import chain, ids
+
+
+def make():
+    model = chain(8)
+    first, second = whalepy.stage(), whalepy.stage()
+    whalepy.annotate(model, {f'blocks.{k}': first if k < 4 else second for k in range(8)})
+    return model, ids(ROWS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "schedule"), [(16, None, None), (64, None, None), (64, None, "gpipe"), (64, 4, None)]
+)
+def test_what_the_users_own_stages_leave_open_is_chosen(
+    tmp_path: Path, rows: int, count: int | None, schedule: str | None
+) -> None:
+    """Microbatches and schedule: what is taken is what compile takes, and none that was played is much faster."""
+    text, cluster = OWN.replace("ROWS", str(rows)), "2xV100-SXM2-32GB"
+    (tmp_path / "own.py").write_text(text)
+    asked = Request(f"{tmp_path}/own.py:make", cluster, microbatches=count, schedule=schedule)
+    forecast, plan = run(asked, lambda _: None)
+    found: dict[str, Any] = {}
+    exec(text, found)
+    model, batch = found["make"]()
+    compiled = whalepy.plan(model, cluster, batch, microbatches=count, schedule=schedule)
+    own = compiled.microbatches, compiled.schedule
+    assert plan is not None and own == (plan.microbatches, plan.schedule) == (forecast.microbatches, forecast.schedule)
+    assert count in (None, own[0]) and schedule in (None, own[1])
+    first, *others = forecast.alternatives
+    played = [one for one in others if one.strategy.startswith("as annotated") and one.verdict != "no"]
+    assert played or schedule
+    assert all(one.step_time_s > 0.95 * first.step_time_s for one in played)
+    told = "chosen as none are asked for, expected to take" in compiled.explain()
+    assert told == (own != (count or 8, schedule or "1f1b"))
 
 
 TRAINED = "from tests.dryrun.studies import chain, ids\n\n\ndef make():\n    return chain(8), ids(16)\n"

@@ -90,6 +90,8 @@ ROWS: list[Row] = [
     (lambda: call(a.cumsum.default, t(4, 6, 5), 1), "a c"),
     (lambda: call(a.cumsum.default, mask(4, 5), 1), "a"),
     (lambda: call(a.cumprod.default, t(4, 6, 5), 1), "a c"),
+    (lambda: call(a.diff.default, t(4, 6, 5), 2, 1), "a c"),
+    (lambda: call(a.diff.default, t(4, 6, 5), 1, 1, t(4, 2, 5), t(4, 1, 5)), "a c"),
     (lambda: call(a.logcumsumexp.default, t(4, 6, 5), 1), "a c"),
     (lambda: call(a.cummax.default, t(4, 6, 5), 1), "a c"),
     (lambda: call(a.sort.default, t(4, 6, 5), 1), "a c"),

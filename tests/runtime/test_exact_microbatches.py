@@ -47,6 +47,13 @@ def changing_rows() -> models.Made:
     return models.gpt2(models.language_batches([(8, 12), (5, 9), (1, 12)]))
 
 
+def uncached() -> models.Made:
+    """GPT-2 then looks where one text ends and the next begins."""
+    model, batches = models.gpt2()
+    model.config.use_cache = False
+    return model, batches
+
+
 def own() -> models.Made:
     return models.residual((8, 8, 3))
 
@@ -56,6 +63,7 @@ RUNS: dict[str, Run] = {
     "split of blocks": Run(ignored(), split_blocks, 2, options=THREE),
     "head split by classes": Run(ignored(), head, 2, options=THREE),
     "rows that change": Run(changing_rows, three, 3, options=THREE),
+    "gpt2 without a cache": Run(uncached, uneven, 2, options=THREE),
     "t5 in two": Run(pipelines.t5, uneven, 2, options=TWO),
     "t5 in three": Run(pipelines.t5, uneven, 2, options=THREE),
     "t5 on one device": Run(pipelines.t5, dict[str, Any], 1, options=THREE),
@@ -227,6 +235,9 @@ KNOWN_AHEAD: dict[str, Loss] = {
     "a term without rows": lambda y, w, t: (each(y, t) * w).sum() + w.max(),
     "a term that is a sum": lambda y, w, t: (each(y, t) * w).sum() + (w.max() + w.sum()),
     "a sum as a divisor and as a term": lambda y, w, t: each(y, t).sum() / w.sum() + w.sum(),
+    "rows of what is known, by an operator without a rule": lambda y, w, t: (
+        each(y, t) * torch.renorm(torch.arange(3.0).expand(len(w), 3), 2, 0, 1.0).to(y).sum(1)
+    ).sum(),
     "of the model's own values": lambda y, w, t: (each(y, t) * y.detach().sum(1).softmax(0)).sum(),
 }
 

@@ -67,7 +67,9 @@ def body_and_classes() -> dict[str, Any]:
 
 
 RUNS: dict[str, Run] = {
-    "gpt2, two stages, tied": Run(pipelines.gpt2, lambda: gpt2(0, 2, 4), 2, clip=(0.5, 2.0), evaluate=True),
+    "gpt2, two stages, tied": Run(
+        pipelines.gpt2, lambda: gpt2(0, 2, 4), 2, clip=(0.5, 2.0), evaluate=True, options={"microbatches": 8}
+    ),
     "gpt2, replicate > stages": Run(
         pipelines.gpt2,
         lambda: gpt2(0, 1, 4, outer=[whalepy.replicate(shares=(2, 1))]),
@@ -87,9 +89,11 @@ RUNS: dict[str, Run] = {
         evaluate=True,
         output=lambda o: o.logits,
     ),
-    "gpt2, 1 feeds 2 feeds 1": Run(pipelines.gpt2, lambda: gpt2(0, 1, 3, 4, wrap=one_two_one), 4),
+    "gpt2, 1 feeds 2 feeds 1": Run(
+        pipelines.gpt2, lambda: gpt2(0, 1, 3, 4, wrap=one_two_one), 4, options={"microbatches": 8}
+    ),
     "gpt2, implicit replicas": Run(pipelines.gpt2, lambda: gpt2(0, 2, 4), 4, options={"microbatches": 3}),
-    "gpt2, one device more": Run(pipelines.gpt2, lambda: gpt2(0, 3, 4), 3, evaluate=True),
+    "gpt2, one device more": Run(pipelines.gpt2, lambda: gpt2(0, 3, 4), 3, evaluate=True, options={"microbatches": 8}),
     "gpt2, an idle rank": Run(
         pipelines.gpt2, lambda: gpt2(0, 2, 4, wrap=lambda _: whalepy.stage(1)), 3, clip=(0.5, 2.0), evaluate=True
     ),
@@ -130,16 +134,22 @@ RUNS: dict[str, Run] = {
         pipelines.feeding, lambda: pipelines.fed((1, 1), (3, 1)), 4, options={"microbatches": 3}, evaluate=True
     ),
     "products, shards feed shards": Run(
-        pipelines.feeding, lambda: pipelines.fed((1, 1), (3, 1), on="second.0.weight:1"), 4, evaluate=True
+        pipelines.feeding,
+        lambda: pipelines.fed((1, 1), (3, 1), on="second.0.weight:1"),
+        4,
+        evaluate=True,
+        options={"microbatches": 4},
     ),
     "products, 3 feed 1": Run(pipelines.feeding, lambda: pipelines.fed((2, 1, 1), (1,)), 4, evaluate=True),
-    "scores, 2 feed 2, few words": Run(pipelines.scoring, pipelines.scored, 4, evaluate=True),
+    "scores, 2 feed 2, few words": Run(
+        pipelines.scoring, pipelines.scored, 4, evaluate=True, options={"microbatches": 4}
+    ),
     "masks, rows feed one": Run(pipelines.masking, dict[str, Any], 3, evaluate=True),
     "masks, shards feed rows": Run(lambda: pipelines.masking(pipelines.MaskingOfShards), dict[str, Any], 4),
-    "bert": Run(pipelines.bert, bert, 2, dtype=torch.float32),
+    "bert": Run(pipelines.bert, bert, 2, dtype=torch.float32, options={"microbatches": 6}),
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
-    "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2),
-    "t5": Run(pipelines.t5, t5, 3, evaluate=True),
+    "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2, options={"microbatches": 6}),
+    "t5": Run(pipelines.t5, t5, 3, evaluate=True, options={"microbatches": 6}),
     "t5, three microbatches": Run(
         pipelines.t5, two_halves, 2, options={"microbatches": 3, "schedule": "1f1b"}, evaluate=True
     ),

@@ -1,4 +1,4 @@
-"""Degrees that annotations leave open: the best are found, a plan keeps them, and they train exactly."""
+"""What annotations leave open: the best is found, a plan keeps it, and it trains exactly."""
 
 from __future__ import annotations
 
@@ -133,6 +133,30 @@ def test_degrees_of_another_model_are_refused() -> None:
     plan = plan_of(small, {})
     with pytest.raises(PlanError, match="settles 1 open degree, the model has 2"):
         plan_of(small, {}, plan=replace(plan, degrees=(4,)))
+
+
+def test_microbatches_are_not_fewer_than_stages() -> None:
+    """So small a model would take least in one: every further one costs as many calls."""
+    model, batches = pipelines.gpt2()
+    stages = pipelines.staged(pipelines.blocks("transformer.h.*", (0, 2, 4)))
+    plan = whalepy.plan(whalepy.annotate(model, stages), "2xcpu", batches[0])
+    assert plan.microbatches == 2 and plan.schedule == "1f1b"
+    note = "1f1b in 2 microbatches: chosen as none are asked for, expected to take"
+    assert note in plan.explain() and "of the time of 1f1b in 8" in plan.explain()
+
+
+def test_more_microbatches_are_taken_where_fewer_do_not_fit() -> None:
+    """By rule there are eight, in which it would be fast enough."""
+    stages = pipelines.staged(pipelines.blocks("transformer.h.*", (0, 2, 4)))
+    batch = models.language_batches([(512, 60)])[0]
+
+    def plan(mib: int) -> Plan:
+        spec = {"nodes": [{"devices": [{"type": "cpu", "count": 2, "memory_bytes": mib << 20}]}]}
+        return whalepy.plan(whalepy.annotate(pipelines.gpt2()[0], stages), spec, batch)
+
+    assert [plan(mib).microbatches for mib in (4096, 10)] == [8, 8], "or where nothing fits"
+    least = plan(490)
+    assert least.microbatches > 8 and "chosen as none are asked for, as 1f1b in 8 does not fit" in least.explain()
 
 
 def stages() -> dict[str, Any]:

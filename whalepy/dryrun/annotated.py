@@ -25,15 +25,18 @@ from whalepy.runtime.pipeline import arranged, scopes_in
 
 @dataclass(frozen=True)
 class Settled:
-    """A model with the degrees that are expected to take least."""
+    """A model with what is expected to take least, of what its annotations leave open."""
 
     study: Study
+    """With the degrees."""
     best: Tried | None = None
-    """With them; None where there was nothing to choose."""
+    """None where there was nothing to choose."""
     plain: Tried | None = None
     """With all devices for the degrees that are open; None where that cannot be."""
+    by_rule: Tried | None = None
+    """With the best degrees, and the microbatches and the schedule of the rule; None without stages."""
     others: tuple[Tried, ...] = ()
-    """All that was played with other degrees, best first."""
+    """All else that was played."""
 
 
 def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, progress: Progress) -> Settled:
@@ -72,7 +75,7 @@ def with_best_degrees(study: Study, cluster: ClusterSpec, options: Options, prog
         return Settled(study)
     chosen = found[best].candidate.study if best != plain else study
     left = sorted((one for one in others if one.candidate.study.degrees != chosen.degrees), key=_order)
-    return Settled(chosen, found[best], found.get(plain), tuple(left))
+    return Settled(chosen, found[best], found.get(plain), None, tuple(left))
 
 
 _LEAST = {"replicate": 1, "split": 2}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from whalepy.dryrun.annotated import Settled, with_best_degrees
+from whalepy.dryrun.annotated import Settled
 from whalepy.dryrun.beyond import adds, adds_in_stages, modules_of
 from whalepy.dryrun.ladder import AS_ANNOTATED, Strategy, in_microbatches, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
@@ -17,6 +17,7 @@ from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.recompute import RECOMPUTE
 from whalepy.dryrun.room import largest_batch, longest_sequence
 from whalepy.dryrun.search import tried_in_order, what_would_fit
+from whalepy.dryrun.settled import settled
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import (
@@ -63,8 +64,8 @@ def answer(
     Raises PlanError where the options cannot be met.
     """
     wanted = strategies(model, cluster, options, study.rows) if given is None else []
-    settled = with_best_degrees(study, cluster, options, progress) if AS_ANNOTATED in wanted else Settled(study)
-    study = settled.study
+    left_open = settled(study, cluster, options, progress) if AS_ANNOTATED in wanted else Settled(study)
+    study = left_open.study
     own, left_out = tried_in_order(study, cluster, wanted, options, progress) if given is None else ([given], [])
     if not own:
         in_microbatches(study, cluster, wanted[0], options, options.savings)  # says why
@@ -80,7 +81,7 @@ def answer(
         best = min([best, *others], key=lambda t: t.order)
     ways = what_would_fit(study, cluster, wanted, options, own, progress) if best.verdict == "no" else ()
     baseline = _equal(study, best, [t for t in (*own, *others) if t.candidate.cluster is best.candidate.cluster])
-    ranked = [best, *sorted((t for t in (*own, *others, *settled.others) if t is not best), key=lambda t: t.order)]
+    ranked = [best, *sorted((t for t in (*own, *others, *left_open.others) if t is not best), key=lambda t: t.order)]
     some = any(best is tried for tried in others)
     more = (*_idle(best, cluster, of_types=some), *_not_tried(left_out))
     added = adds(best) if options.beyond else dict.fromkeys(best.ranks)
@@ -119,26 +120,29 @@ def answer_in_stages(
     Raises PlanError where the options cannot be met.
     """
     progress(staged.name or "stages")
-    settled = Settled(study) if staged.flags else with_best_degrees(study, cluster, options, progress)
-    study = settled.study
-    best = tried_in_stages(study, cluster, options, staged)
+    left_open = Settled(study) if staged.flags else settled(study, cluster, options, progress)
+    study = left_open.study
+    best = left_open.best or tried_in_stages(study, cluster, options, staged)
+    assert isinstance(best, PipelineTried)
     ways: tuple[str, ...] = ()
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
-    others = list(_scheduled_otherwise(study, cluster, options, staged, best, progress))
-    more_or_less = () if staged.flags else tuple(_cut_otherwise(study, cluster, options, staged, best, progress))
-    if staged.flags and others and _is_worth_it(others[0], best):  # the user's own stages run as compile is told
-        best, others = others[0], [best]
+    others: list[Tried] = list(left_open.others)
+    if "zero-bubble" not in {one.candidate.plan.schedule for one in (best, *others)}:
+        for other in _scheduled_otherwise(study, cluster, options, staged, best, progress):
+            first = bool(staged.flags) and _is_worth_it(other, best)  # the user's own stages run as compile is told
+            best, left = (other, best) if first else (best, other)
+            others.append(left)
     added = dict[int, float | None].fromkeys(best.ranks)
     if options.beyond and not staged.flags:  # stages of the user's own; those that are forced are cut anew
         progress("without a device")
-        count = replace(options, microbatches=best.candidate.microbatches)
-        added = adds_in_stages(best, lambda others: tried_in_stages(study, others, count, staged))
+        same = replace(options, microbatches=best.candidate.microbatches, schedule=best.candidate.plan.schedule)
+        added = adds_in_stages(best, lambda others: tried_in_stages(study, others, same, staged))
     baselines = staged.baselines
     if baselines is None:
         progress("the whole model on every device")
         baselines = replicated(study, cluster, options)  # last: it takes the stages off the graph
-    played = (*others, *more_or_less, *staged.others, *settled.others, *baselines)
+    played = (*others, *staged.others, *baselines)
     ranked = [best, *(other for other in played if other.verdict != "no")]
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
@@ -151,7 +155,7 @@ _WORTH_IT = 0.97
 
 def _is_worth_it(other: PipelineTried, best: PipelineTried) -> bool:
     """Not on CPUs: noting down what waits takes their cores for as long as there was a bubble."""
-    return _has_gpus(best) and other.verdict == best.verdict and other.step_s < _WORTH_IT * best.step_s
+    return best.candidate.cluster.on_gpus and other.verdict == best.verdict and other.step_s < _WORTH_IT * best.step_s
 
 
 def _scheduled_otherwise(
@@ -164,20 +168,6 @@ def _scheduled_otherwise(
     with suppress(WhaleError):
         count = best.candidate.microbatches
         yield tried_in_stages(study, cluster, replace(options, schedule="zero-bubble", microbatches=count), staged)
-
-
-def _cut_otherwise(
-    study: Study, cluster: ClusterSpec, options: Options, staged: Staged, best: PipelineTried, progress: Progress
-) -> Iterator[PipelineTried]:
-    """The user's own stages in half and in twice as many microbatches, where no number is asked for."""
-    count = best.candidate.microbatches
-    if not options.beyond or options.microbatches is not None or staged.given is not None or count == 1:
-        return
-    for number in (count // 2, min(2 * count, min(best.rows))):
-        if number not in (count, 0):
-            progress(f"{number} microbatches")
-            with suppress(WhaleError):
-                yield tried_in_stages(study, cluster, replace(options, microbatches=number), staged)
 
 
 def replicated(study: Study, cluster: ClusterSpec, options: Options) -> tuple[Tried, ...]:
@@ -277,7 +267,7 @@ def forecast_of(
         ways_out=ways,
         equal_shares_missing_bytes=baseline.missing,
         not_runnable=best.not_runnable,
-        fidelity=FIDELITY if best.candidate.cluster.figures == "data sheet" and _has_gpus(best) else "",
+        fidelity=FIDELITY if best.candidate.cluster.figures == "data sheet" and best.candidate.cluster.on_gpus else "",
     )
 
 
@@ -321,10 +311,6 @@ def _not_tried(left_out: Sequence[Strategy]) -> tuple[str, ...]:
         return ()
     names = ", ".join(name for _, name, _ in left_out)
     return (f"not tried: {names}; two that split less already take over twice the time of the best",)
-
-
-def _has_gpus(best: Tried) -> bool:
-    return all(device.profile.vendor != "CPU" for device in best.candidate.cluster.devices)
 
 
 def _mfu(best: Tried) -> float:

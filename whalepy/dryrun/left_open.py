@@ -1,30 +1,29 @@
-"""What compile runs where annotations say nothing, or leave degrees open: the best way that is found."""
+"""What compile runs where annotations say nothing, or leave something open: the best way that is found."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from whalepy.dryrun.annotated import with_best_degrees
+from whalepy.dryrun.annotated import Settled
 from whalepy.dryrun.blocks import folded
 from whalepy.dryrun.chosen import Surveyed, choices_of, name_of, scopes_for, surveyed
 from whalepy.dryrun.degrees import open_words
 from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.rehearse import OPTIMIZERS
+from whalepy.dryrun.settled import settled
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.annotation import Chosen, written
-from whalepy.planner.degrees import open_scopes
 from whalepy.planner.search import Choice
 from whalepy.program.analysis import Program
 from whalepy.program.taskgraphs import stages_in
 from whalepy.runtime.arguments import Arguments
 from whalepy.runtime.build import Recipe
-from whalepy.runtime.pipeline import scopes_in
 from whalepy.runtime.planning import Choices
 
 _WORTH_IT = 0.8
@@ -43,35 +42,53 @@ def chosen_for(
 ) -> Chosen | None:
     """Annotations for a model without any; none where every device with its default share of the rows is as good.
 
-    For a model that has them: degrees that they leave open; none where all devices are as good.
+    For a model that has them: what they leave open; none where the rules are as good.
     `program`: as it was captured for the example.
     """
-    lines = open_scopes(scopes_in(program))
+    annotated = any(op.scope for op in program.operators)
     try:
         with _studied(recipe, program, example, optimizer) as study:
-            if lines:
+            if annotated:
                 return _settled(study, cluster, choices, progress)
             progress(f"looking for the best way to use {len(cluster.devices)} devices")
             return _found(study, cluster, choices)
     except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
         what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
-        plain = "all devices for the degrees that are open" if lines else "all devices side by side"
-        return Chosen((), 1, f"no other way was looked for than {plain}: {what}")
+        plain = "as the annotations say" if annotated else "all devices side by side"
+        return Chosen(f"no other way was looked for than {plain}: {what}")
     finally:
         progress("")
 
 
 def _settled(study: Study, cluster: ClusterSpec, choices: Choices, progress: Progress) -> Chosen | None:
-    """The degrees that annotations leave open; none where all devices are as good."""
+    """What annotations leave open; none where all devices, microbatches and schedule by rule are as good."""
     free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
-    settled = with_best_degrees(study, cluster, free, progress)
-    if settled.best is None or not settled.study.degrees:
+    found = settled(study, cluster, free, progress)
+    notes = [*_on_degrees(found), *_on_time(found)]
+    if found.best is None or not notes:
         return None
-    candidate, plain = settled.best.candidate, settled.plain
-    stages = candidate.stages if isinstance(candidate, PipelineCandidate) else (candidate.main,)
-    named = ", ".join(open_words(settled.study.program, stages))
-    gain = "" if plain is None else f", expected to take {settled.best.step_s / plain.step_s:.0%} of the time of all"
-    return Chosen((), 1, f"{named}: chosen for the degrees that annotations leave open{gain}", settled.study.degrees)
+    best = found.best.candidate
+    in_time = (best.microbatches, best.plan.schedule) if found.by_rule is not found.best else (None, None)
+    return Chosen("; ".join(notes), (), *in_time, found.study.degrees)
+
+
+def _on_degrees(found: Settled) -> Iterator[str]:
+    first, plain = found.by_rule or found.best, found.plain
+    if first is not None and found.study.degrees:
+        candidate = first.candidate
+        stages = candidate.stages if isinstance(candidate, PipelineCandidate) else (candidate.main,)
+        named = ", ".join(open_words(found.study.program, stages))
+        gain = "" if plain is None else f", expected to take {first.step_s / plain.step_s:.0%} of the time of all"
+        yield f"{named}: chosen for the degrees that annotations leave open{gain}"
+
+
+def _on_time(found: Settled) -> Iterator[str]:
+    best, rule = found.best, found.by_rule
+    if best is not None and rule is not None and best is not rule:
+        named, before = (f"{one.candidate.plan.schedule} in {one.candidate.microbatches}" for one in (best, rule))
+        why = f"expected to take {best.step_s / rule.step_s:.0%} of the time of {before}"
+        why = why if rule.verdict != "no" else f"as {before} does not fit"
+        yield f"{named} microbatches: chosen as none are asked for, {why}"
 
 
 @contextmanager
@@ -117,7 +134,7 @@ def _made(found: Surveyed, choice: Choice, cluster: ClusterSpec, why: str) -> Ch
     named = f"device{'s' if len(idle) > 1 else ''} {', '.join(map(str, idle))}"
     left = f"; without {named}, which would not help the others" if idle else ""
     note = f"{name_of(choice)}: chosen for a model without annotations, {why}{left}"
-    return Chosen(written(scopes_for(found, choice, count)), choice.microbatches, note)
+    return Chosen(note, written(scopes_for(found, choice, count)), choice.microbatches)
 
 
 def _are_default(shares: Sequence[float], speeds: Sequence[float]) -> bool:

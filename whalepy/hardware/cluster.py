@@ -87,6 +87,11 @@ class ClusterSpec:
         return Links(tuple(node.link for node in self.nodes), self.inter)
 
     @property
+    def on_gpus(self) -> bool:
+        """Whether every device is a GPU."""
+        return all(device.profile.vendor != "CPU" for device in self.devices)
+
+    @property
     def figures(self) -> Literal["data sheet", "measured", "mixed"]:
         """Where the speeds of the devices come from."""
         measured = {("fp32", MEASURED) in device.profile.marks for device in self.devices}

@@ -27,12 +27,15 @@ Annotation = tuple[tuple[str, tuple[Written, ...]], ...]
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a planner chose for a model without annotations, or where these leave degrees open."""
+    """What a planner chose for a model without annotations, or where these leave something open."""
 
-    annotation: Annotation
-    microbatches: int
     note: str
     """What it is, and why."""
+    annotation: Annotation = ()
+    """For a model without any."""
+    microbatches: int | None = None
+    """None: by rule."""
+    schedule: str | None = None
     degrees: Degrees = ()
     """Of the scopes of a model with annotations that leave them open."""
 

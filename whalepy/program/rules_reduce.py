@@ -69,6 +69,15 @@ def _halved(call: Call) -> Rule | None:
     return along(call, [call.dim()], fresh=True)
 
 
+def _differences(call: Call) -> Rule | None:
+    """Between neighbours along a dim, of what is put before and behind too."""
+    if any(rank != call.ranks[0] for rank in call.ranks) or not call.ranks[0]:
+        return None
+    tokens = letters(call.ranks[0])
+    tokens[call.dim()] = "_"
+    return write([tokens] * len(call.operands), [tokens])
+
+
 def _first_dim(call: Call) -> Rule | None:
     return along(call, [0]) if call.ranks[0] else None
 
@@ -106,5 +115,6 @@ MAKERS: dict[str, Maker] = {
     "aten.glu": _halved,
     "aten.cumsum": _scan,
     "aten.msort": _first_dim,
+    "aten.diff": _differences,
     **dict.fromkeys(_named("cosine_similarity pairwise_distance"), _compared),
 }

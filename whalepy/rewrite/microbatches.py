@@ -92,12 +92,19 @@ def _level(program: Program, subject: Subject) -> Level:
 
 def _computed_ahead(program: Program, made: Assignment, summed: set[int]) -> set[int]:
     """Operators without gradient that need the whole batch, those in `summed`, and all that follow from them without
-    gradient."""
+    gradient. What gives the rows of the whole batch, for want of a rule, needs it too."""
+    whole = {
+        key[0]
+        for i, op in enumerate(program.operators)
+        if op.kind == "call"
+        for k, key in enumerate(op.operands)
+        if program.operators[key[0]].kind == "call" and _cuts_whole(program, made, i, k)
+    }
     ahead: set[int] = set()
     for i, op in enumerate(program.operators):
         if op.kind != "call" or any(op.result_grad):
             continue
-        after = i in summed or any(p in ahead for p, _ in op.operands)
+        after = i in summed or i in whole or any(p in ahead for p, _ in op.operands)
         if after or any(_needs_whole(program, made, i, k) for k in range(len(op.operands))):
             ahead.add(i)
     return ahead

@@ -175,18 +175,22 @@ def _whole_shares(model: nn.Module, ranks: int) -> tuple[float, ...] | None:
 def _chosen(
     program: Program, recipe: Recipe, spec: ClusterSpec, example: Arguments, choices: Choices, chooser: Chooser
 ) -> Chosen | None:
-    """What is chosen on several devices for a model without annotations, or with degrees that these leave open."""
+    """What is chosen on several devices for a model without annotations, or where these leave something open."""
+    if len(spec.devices) == 1 or _example_rows(program) == 0 or choices.plan is not None:
+        return None
     bare = not scopes_on(recipe.model) and not any(op.scope for op in program.operators)
-    alone = len(spec.devices) == 1 or _example_rows(program) == 0
-    if alone or choices.plan is not None or not (bare or open_scopes(scopes_in(program))):
+    scheduled = choices.microbatches is not None and (choices.schedule is not None or not spec.on_gpus)
+    in_time = stages_in(program) and not scheduled
+    if not (bare or in_time or open_scopes(scopes_in(program))):
         return None
     return chooser(recipe, program, spec, example, choices)
 
 
 def _with(choices: Choices, chosen: Chosen | None) -> Choices:
-    if chosen is not None and chosen.annotation:
-        return replace(choices, microbatches=choices.microbatches or chosen.microbatches)
-    return choices if chosen is None else replace(choices, degrees=chosen.degrees)
+    if chosen is None:
+        return choices
+    count, schedule = choices.microbatches or chosen.microbatches, choices.schedule or chosen.schedule
+    return replace(choices, microbatches=count, schedule=schedule, degrees=chosen.degrees)
 
 
 def _told(plan: Plan, chosen: Chosen | None) -> Plan:
