@@ -43,6 +43,15 @@ def gpt2(batches: list[Any] | None = None, layers: int = 1) -> Made:
     return _made(GPT2LMHeadModel, config, batches)
 
 
+def mixtral(batches: list[Any] | None = None, layers: int = 2) -> Made:
+    """Four experts, two for every word; a step with fewer words than there are ranks times experts."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    size = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+    size |= {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": VOCABULARY}
+    return _made(MixtralForCausalLM, MixtralConfig(**size, max_position_embeddings=64, use_cache=False), batches)
+
+
 def bert(batches: list[Any] | None = None, layers: int = 1) -> Made:
     from transformers import BertConfig, BertForMaskedLM
 

@@ -12,6 +12,7 @@ from whalepy.dryrun.counting import UNALIGNED, Counter
 from whalepy.dryrun.rehearse import fused_attention
 from whalepy.hardware.devices import profile_table
 from whalepy.hardware.measured import Measured, Point, refined
+from whalepy.program.functional_ops import grouped_linear
 
 META = torch.device("meta")
 
@@ -37,6 +38,17 @@ def test_heads_of_one_row_start_anywhere_too(width: int, kind: str) -> None:
         scores @ others
     products = [event for event in counter.events if event.flops]
     assert [event.kind for event in products] == [kind, kind]
+
+
+def test_rows_by_the_matrix_of_their_group() -> None:
+    """One product forward, and two of the same FLOPs backward."""
+    import transformers.integrations.moe  # noqa: F401  # registers the operator
+
+    rows, weight = (torch.empty(sizes, device=META, requires_grad=True) for sizes in ((6, 8), (3, 8, 5)))
+    groups = torch.empty(6, dtype=torch.int64, device=META)
+    with Counter() as counter:
+        grouped_linear(rows, weight, groups, "transformers.grouped_mm_fallback").sum().backward()
+    assert [event.flops for event in counter.events if event.flops] == [2 * 6 * 8 * 5, 4 * 6 * 8 * 5]
 
 
 def test_they_take_longer_on_matrix_units_alone() -> None:

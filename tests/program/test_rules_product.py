@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.integrations.moe  # noqa: F401  # registers the product of groups
 
-from tests.rule_cases import Row, call, letters_of, name_of, positive_definite, t
+from tests.rule_cases import Row, call, ints, letters_of, name_of, positive_definite, t
+from whalepy.program.functional_ops import grouped_linear
 
 a = torch.ops.aten
 
@@ -16,6 +18,7 @@ ROWS: list[Row] = [
     (lambda: call(a.linear.default, t(7), t(4, 7)), "k n"),
     (lambda: call(a.linear.default, t(3, 7), t(4, 7)), ".0 k n"),
     (lambda: call(a.mm.default, t(5, 6), t(6, 7)), "m k n"),
+    (lambda: call(grouped_linear, t(5, 6), t(3, 6, 4), ints(3, 5), "transformers.grouped_mm_fallback"), "m k n"),
     (lambda: call(a.bmm.default, t(3, 5, 6), t(3, 6, 4)), "b m k n"),
     (lambda: call(a.baddbmm.default, t(3, 5, 4), t(3, 5, 6), t(3, 6, 4), beta=2, alpha=3), "b m n k"),
     (lambda: call(a.baddbmm.default, t(1, 5, 1), t(3, 5, 6), t(3, 6, 4)), "m b k n"),

@@ -47,6 +47,16 @@ def changing_rows() -> models.Made:
     return models.gpt2(models.language_batches([(8, 12), (5, 9), (1, 12)]))
 
 
+def experts() -> models.Made:
+    """In the last step some ranks have no word at all."""
+    return models.mixtral(models.language_batches([(7, 12), (2, 3)]))
+
+
+def nested_layers() -> dict[str, Any]:
+    """Three quarters of the rows, and of every expert."""
+    return {"": whalepy.replicate(2, shares=(3, 1)), "model.layers.*": whalepy.split(2, shares=(3, 1))}
+
+
 def uncached() -> models.Made:
     """GPT-2 then looks where one text ends and the next begins."""
     model, batches = models.gpt2()
@@ -64,6 +74,7 @@ RUNS: dict[str, Run] = {
     "head split by classes": Run(ignored(), head, 2, options=THREE),
     "rows that change": Run(changing_rows, three, 3, options=THREE),
     "gpt2 without a cache": Run(uncached, uneven, 2, options=THREE),
+    "mixtral": Run(experts, nested_layers, 4, dtype=torch.float32, options=THREE),
     "t5 in two": Run(pipelines.t5, uneven, 2, options=TWO),
     "t5 in three": Run(pipelines.t5, uneven, 2, options=THREE),
     "t5 on one device": Run(pipelines.t5, dict[str, Any], 1, options=THREE),

@@ -149,6 +149,13 @@ RUNS: dict[str, Run] = {
     "bert": Run(pipelines.bert, bert, 2, dtype=torch.float32, options={"microbatches": 6}),
     "bert, split degrees differ": Run(pipelines.bert, lambda: bert(replicas_of_splits), 4, options={"microbatches": 2}),
     "llama": Run(pipelines.llama, lambda: staged(blocks("model.layers.*", (0, 1, 2))), 2, options={"microbatches": 6}),
+    "mixtral": Run(
+        models.mixtral,
+        lambda: staged(blocks("model.layers.*", (0, 1, 2)), wrap=unequal_rows),
+        3,
+        dtype=torch.float32,
+        options={"microbatches": 2},
+    ),
     "t5": Run(pipelines.t5, t5, 3, evaluate=True, options={"microbatches": 6}),
     "t5, three microbatches": Run(
         pipelines.t5, two_halves, 2, options={"microbatches": 3, "schedule": "1f1b"}, evaluate=True

@@ -17,7 +17,7 @@ from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.recompute import RECOMPUTE
 from whalepy.dryrun.room import largest_batch, longest_sequence
 from whalepy.dryrun.search import tried_in_order, what_would_fit
-from whalepy.dryrun.settled import settled
+from whalepy.dryrun.settled import is_worth_it, settled
 from whalepy.dryrun.shares import equal_rows
 from whalepy.dryrun.staged import Staged, stages_of, tried_in_stages, ways_out_of_stages
 from whalepy.dryrun.strategies import (
@@ -130,7 +130,7 @@ def answer_in_stages(
     others: list[Tried] = list(left_open.others)
     if "zero-bubble" not in {one.candidate.plan.schedule for one in (best, *others)}:
         for other in _scheduled_otherwise(study, cluster, options, staged, best, progress):
-            first = bool(staged.flags) and _is_worth_it(other, best)  # the user's own stages run as compile is told
+            first = bool(staged.flags) and cluster.on_gpus and is_worth_it(other, best)
             best, left = (other, best) if first else (best, other)
             others.append(left)
     added = dict[int, float | None].fromkeys(best.ranks)
@@ -147,15 +147,6 @@ def answer_in_stages(
     more = _without_work(best)
     made = forecast_of(study, best, next(iter(baselines), best), ranked, subject, ways, more, added)
     return _with_room(replace(made, annotations=staged.annotations), best, options), best
-
-
-_WORTH_IT = 0.97
-"""Another schedule is taken for what it is expected to gain by more than this."""
-
-
-def _is_worth_it(other: PipelineTried, best: PipelineTried) -> bool:
-    """Not on CPUs: noting down what waits takes their cores for as long as there was a bubble."""
-    return best.candidate.cluster.on_gpus and other.verdict == best.verdict and other.step_s < _WORTH_IT * best.step_s
 
 
 def _scheduled_otherwise(

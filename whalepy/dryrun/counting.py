@@ -57,6 +57,7 @@ class Counter(TorchDispatchMode):
             flops = _causal(flops, given[0].shape[-2])
         traffic = _TRAFFIC.get(func._overloadpacket, _all_bytes)(given, made)
         operator = str(func._overloadpacket).removeprefix("aten.")
+        flops = flops or _grouped(operator, given)
         kind = kind_of(_by_tanh(operator, kwargs or {})) or (
             UNALIGNED if func._overloadpacket in _BATCHED and _unaligned(given, made) else ""
         )
@@ -202,6 +203,16 @@ def _causal(flops: int, queries: int) -> int:
     """What is computed of attention in which no query reads a later key: of the blocks those up to the diagonal."""
     blocks = max(-(-queries // _BLOCK_OF_QUERIES), 1)
     return flops * (blocks + 1) // (2 * blocks)
+
+
+def _grouped(operator: str, given: Sequence[torch.Tensor]) -> int:
+    """FLOPs of rows by the matrix of their group, and of its backward, for which torch has no formula."""
+    times = {"_grouped_mm": 2, "transformers.grouped_mm_fallback": 2, "transformers.grouped_mm_fallback_backward": 4}
+    if operator not in times:
+        return 0
+    left, right = given[:2]
+    own = left if left.dim() == 2 else left[0]  # matrices whose columns belong to groups: each works on its own
+    return times[operator] * own.numel() * right.shape[-1]
 
 
 UNALIGNED = "unaligned batched product"

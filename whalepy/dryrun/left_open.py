@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from whalepy.dryrun.annotated import Settled
 from whalepy.dryrun.blocks import folded
-from whalepy.dryrun.chosen import Surveyed, choices_of, name_of, scopes_for, surveyed
+from whalepy.dryrun.chosen import Surveyed, Ways, choices_of, name_of, scopes_for, surveyed
 from whalepy.dryrun.degrees import open_words
+from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.rehearse import OPTIMIZERS
-from whalepy.dryrun.settled import settled
+from whalepy.dryrun.settled import is_worth_it, settled
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.errors import WhaleError
@@ -51,7 +52,7 @@ def chosen_for(
             if annotated:
                 return _settled(study, cluster, choices, progress)
             progress(f"looking for the best way to use {len(cluster.devices)} devices")
-            return _found(study, cluster, choices)
+            return _found(study, cluster, choices, progress)
     except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
         what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
         plain = "as the annotations say" if annotated else "all devices side by side"
@@ -109,7 +110,7 @@ def _studied(recipe: Recipe, program: Program, example: Arguments, optimizer: st
         yield Study.captured(recipe, example, program, known, blocks)
 
 
-def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | None:
+def _found(study: Study, cluster: ClusterSpec, choices: Choices, progress: Progress) -> Chosen | None:
     found = surveyed(study, cluster)
     count = len(cluster.devices)
     free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
@@ -120,7 +121,24 @@ def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> Chosen | Non
         return _made(found, side_by_side, cluster, "with the rows that each device has time for")
     if not best:
         return None
-    return _made(found, best[0], cluster, _why(side_by_side, best[0], fewer=study.rows < count))
+    why = _why(side_by_side, best[0], fewer=study.rows < count)
+    if len(best[0].sizes) == 1 or not study.blocks.paths:
+        return _made(found, best[0], cluster, why)
+    staged = tuple(choice for choice in best if len(choice.sizes) > 1)
+    choice, schedule = _played(study, Ways(found, staged, cluster, free), progress)
+    made = _made(found, choice, cluster, why)
+    return made if made is None else replace(made, schedule=schedule)
+
+
+def _played(study: Study, ways: Ways, progress: Progress) -> tuple[Choice, str | None]:
+    """Of these stages those that are fastest when played, and a schedule that is faster still, as in a dry run."""
+    again, later = Forced(study, ways.options), replace(ways, options=replace(ways.options, schedule="zero-bubble"))
+    choice, _ = again.fastest(ways, progress)
+    if ways.options.schedule is not None or not ways.cluster.on_gpus:
+        return choice, None
+    plain, other = again.played(ways, choice), again.played(later, choice)
+    taken = plain is not None and other is not None and is_worth_it(other, plain)
+    return choice, "zero-bubble" if taken else None
 
 
 def _made(found: Surveyed, choice: Choice, cluster: ClusterSpec, why: str) -> Chosen | None:

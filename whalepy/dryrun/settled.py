@@ -38,7 +38,7 @@ def settled(study: Study, cluster: ClusterSpec, options: Options, progress: Prog
         with suppress(WhaleError):
             choice = replace(options, microbatches=number, schedule=schedule)
             played.append(tried_in_stages(study, cluster, choice, Staged()))
-            return played[-1] if _is_worth_it(played[-1], now) else now
+            return played[-1] if is_worth_it(played[-1], now) else now
         return now
 
     best = by_rule
@@ -68,7 +68,8 @@ _WORTH_IT = 0.95
 """Another number, or schedule, is taken for what it is expected to gain by more than this."""
 
 
-def _is_worth_it(other: Tried, now: Tried) -> bool:
+def is_worth_it(other: Tried, now: Tried) -> bool:
+    """Whether to take another number of microbatches, or schedule: what fits is not given up for a tight one."""
     if now.verdict == "no":
         return other.order < now.order
-    return other.verdict != "no" and other.step_s < _WORTH_IT * now.step_s
+    return other.verdict in {"fits", now.verdict} and other.step_s < _WORTH_IT * now.step_s

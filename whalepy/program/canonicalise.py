@@ -20,6 +20,7 @@ from whalepy.program.axes import as_size
 from whalepy.program.call import Call, operator_name, sizes_of
 from whalepy.program.capture_sizes import fake_mode_of
 from whalepy.program.dead_code import drop_unused
+from whalepy.program.grouped_rows import unsorted
 from whalepy.program.rule_table import LOSSES_WITH_REDUCTION
 
 aten = torch.ops.aten
@@ -31,6 +32,7 @@ def canonicalise(module: fx.GraphModule) -> fx.GraphModule:
     graph = module.graph
     build = _Builder(graph)
     _slices_to_splits(graph, build)
+    unsorted(graph, build.at)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

@@ -59,6 +59,7 @@ _COUNT: dict[str, Callable[[Call, Mapping[sympy.Symbol, int]], int]] = {
     "aten.matmul": _contraction(0),
     "aten.addmm": _contraction(1),
     "aten.baddbmm": _contraction(1),
+    "whalepy.program.functional_ops.grouped_linear": _contraction(0),
     "aten.scaled_dot_product_attention": _attention,
     "aten.conv1d": _convolution,
     "aten.conv2d": _convolution,

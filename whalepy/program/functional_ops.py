@@ -50,6 +50,20 @@ def bags(table: Tensor, rows: Tensor, mean: bool) -> Tensor:
     return F.embedding_bag(rows, table, mode="mean" if mean else "sum")
 
 
+def grouped_linear(x: Tensor, weight: Tensor, groups: Tensor, product: str) -> Tensor:
+    """Each row of x, f[rows, in], by the matrix of its group, of f[groups, in, out]: f[rows, out].
+
+    `groups`: i64[rows]. `product`: the operator that multiplies rows in the order of their groups, `library.name`.
+    """
+    library, name = product.split(".")
+    ids, order = torch.sort(groups)
+    ends = torch.searchsorted(ids, torch.arange(weight.size(0), device=ids.device), right=True, out_int32=True)
+    found = getattr(getattr(torch.ops, library), name)(x[order], weight, offs=ends)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(order.size(0), device=order.device)
+    return found[places]
+
+
 class _CarryGradient(torch.autograd.Function):
     @staticmethod
     def forward(history: Tensor, value: Tensor) -> Tensor:

@@ -123,6 +123,15 @@ def _recurrent(call: Call) -> Rule | None:
     return write([x, *[state] * states, *parameters], [x, *[state] * (len(call.results) - 1)])
 
 
+def _cell(call: Call) -> Rule | None:
+    """One step of such a layer."""
+    states = len(call["hx"]) if isinstance(call["hx"], list | tuple) else 1
+    if any(rank != 2 for rank in call.ranks[: 1 + states]):
+        return None
+    parameters = [["_"] * rank for rank in call.ranks[1 + states :]]
+    return write([["n", "_"]] * (1 + states) + parameters, [["n", "_"]] * len(call.results))
+
+
 def _cross_entropy(call: Call) -> Rule | None:
     """Summed or per row; the mean has become a sum over a count by now. Targets are class indices or probabilities."""
     if call["reduction"] not in (0, 2) or call.ranks[0] < 2:
@@ -211,6 +220,7 @@ MAKERS: dict[str, Maker] = {
     "aten.pixel_shuffle": _shuffle("upscale_factor", up=True),
     "aten.pixel_unshuffle": _shuffle("downscale_factor", up=False),
     **dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), _recurrent),
+    **dict.fromkeys(("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell"), _cell),
     **dict.fromkeys(("aten.cross_entropy_loss", "aten.nll_loss_nd", "aten.nll_loss"), _cross_entropy),
     "aten.triplet_margin_loss": _triplet,
     "aten.cosine_embedding_loss": _cosine_embedding,

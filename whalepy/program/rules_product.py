@@ -57,6 +57,11 @@ def _inner(call: Call) -> Rule | None:
     return parse_rule(f"{rows[0]}k, {rows[1]}k -> {''.join(rows)}", linear=EACH)
 
 
+def _grouped_linear(call: Call) -> Rule | None:
+    """Every row by the matrix of its group: which group, each row says."""
+    return parse_rule("mk, Gkn, m -> mn", linear=EACH)
+
+
 def _addmm(call: Call) -> Rule:
     bias = ["", "+n", "+mn"][call.ranks[0]] or "+"
     return parse_rule(f"{bias}, mk, kn -> mn", linear=((1,), (2,)))
@@ -113,6 +118,7 @@ def _grouped(call: Call, rows: list[str], spatial: list[str]) -> Rule | None:
 MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("aten.matmul", "aten.linalg_matmul"), _matmul),
     "aten.inner": _inner,
+    "whalepy.program.functional_ops.grouped_linear": _grouped_linear,
     "aten.addmm": _addmm,
     "aten.einsum": _einsum,
     **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), _convolution),
