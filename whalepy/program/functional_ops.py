@@ -50,6 +50,25 @@ def bags(table: Tensor, rows: Tensor, mean: bool) -> Tensor:
     return F.embedding_bag(rows, table, mode="mean" if mean else "sum")
 
 
+class _Permuted(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        return x[order]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][ctx.saved_tensors[0]], None, None
+
+
+def _permuted(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """The rows of x in another order, `back` the way back: its gradient is moved, where an index would add it up."""
+    return _Permuted.apply(x, order, back)  # pyright: ignore[reportReturnType]
+
+
 def grouped_linear(x: Tensor, weight: Tensor, groups: Tensor, product: str) -> Tensor:
     """Each row of x, f[rows, in], by the matrix of its group, of f[groups, in, out]: f[rows, out].
 
@@ -58,10 +77,10 @@ def grouped_linear(x: Tensor, weight: Tensor, groups: Tensor, product: str) -> T
     library, name = product.split(".")
     ids, order = torch.sort(groups)
     ends = torch.searchsorted(ids, torch.arange(weight.size(0), device=ids.device), right=True, out_int32=True)
-    found = getattr(getattr(torch.ops, library), name)(x[order], weight, offs=ends)
     places = torch.empty_like(order)
     places[order] = torch.arange(order.size(0), device=order.device)
-    return found[places]
+    found = getattr(getattr(torch.ops, library), name)(_permuted(x, order, places), weight, offs=ends)
+    return _permuted(found, places, order)
 
 
 class _CarryGradient(torch.autograd.Function):
