@@ -11,6 +11,7 @@ import transformers.integrations.moe  # noqa: F401  # registers the product
 from torch import Tensor
 
 from tests.program.test_canonicalise import canonical, names
+from whalepy.program.functional_ops import grouped_linear
 
 EXPERTS = 4
 FIRST, BIAS = torch.randn(EXPERTS, 8, 10, dtype=torch.float64), torch.randn(EXPERTS, 10, dtype=torch.float64)
@@ -111,9 +112,19 @@ def test_ends_of_other_groups_stay() -> None:
     assert "aten.sort" in names(module)
 
 
-def test_no_rows_at_all() -> None:
-    from whalepy.program.functional_ops import grouped_linear
+@pytest.mark.parametrize(("inner", "outer"), [(8, 16), (12, 16), (16, 12), (5, 3)])
+def test_shards_of_any_width(inner: int, outer: int) -> None:
+    """The product of half precision wants rows that start at multiples of 16 bytes; shards do as shares have it."""
+    rows = torch.randn(12, inner, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(EXPERTS, inner, outer, dtype=torch.bfloat16, requires_grad=True)
+    groups = CHOSEN.reshape(-1)
+    made = grouped_linear(rows, weight, groups, "aten._grouped_mm")
+    wanted = torch.bmm(rows.unsqueeze(1), weight[groups]).squeeze(1)
+    gradients = [torch.autograd.grad(y.float().square().sum(), (rows, weight)) for y in (made, wanted)]
+    torch.testing.assert_close((made, *gradients[0]), (wanted, *gradients[1]), rtol=0.05, atol=0.5)
 
+
+def test_no_rows_at_all() -> None:
     rows = torch.randn(0, 8, dtype=torch.float64, requires_grad=True)
     weight = FIRST.clone().requires_grad_()
     made = grouped_linear(rows, weight, torch.empty(0, dtype=torch.int64), "transformers.grouped_mm_fallback")

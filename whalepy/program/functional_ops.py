@@ -79,8 +79,13 @@ def grouped_linear(x: Tensor, weight: Tensor, groups: Tensor, product: str) -> T
     ends = torch.searchsorted(ids, torch.arange(weight.size(0), device=ids.device), right=True, out_int32=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(order.size(0), device=order.device)
-    found = getattr(getattr(torch.ops, library), name)(_permuted(x, order, places), weight, offs=ends)
-    return _permuted(found, places, order)
+    rows, matrices = _permuted(x, order, places), weight
+    unit = 16 // x.element_size()
+    inner, outer = -weight.size(1) % unit, -weight.size(2) % unit
+    if library == "aten" and inner + outer:  # its kernel on cards wants rows that start at multiples of 16 bytes
+        rows, matrices = F.pad(rows, (0, inner)), F.pad(matrices, (0, outer, 0, inner))
+    found = getattr(getattr(torch.ops, library), name)(rows, matrices, offs=ends)
+    return _permuted(found[:, : weight.size(2)] if library == "aten" else found, places, order)
 
 
 class _CarryGradient(torch.autograd.Function):
