@@ -36,6 +36,13 @@ def test_fewer_rows_than_devices_leave_devices_idle() -> None:
     assert {other.strategy for other in forecast.alternatives} >= {"split 2"}
 
 
+def test_a_device_that_is_too_slow_for_a_row_is_left_idle() -> None:
+    """Nobody asked for replicas: there is nothing to refuse."""
+    forecast, best = answered(chain(2), "1xT4*0.001 + 1xT4", 16)
+    assert best.ranks == (0,) and best.candidate.device(0).speed == 1.0
+    assert "idle: device 0 (1 x T4), for want of rows in the batch" in forecast.assumptions
+
+
 def test_forced_replicas_need_a_row_each() -> None:
     with pytest.raises(PlanError) as raised:
         answered(chain(2), "2xT4", 1, replicate=2)

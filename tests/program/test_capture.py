@@ -685,7 +685,7 @@ def test_reentrant_checkpointing_is_an_error() -> None:
     assert error_of(body) == (
         "the model uses torch.utils.checkpoint with use_reentrant=True, whose gradient is lost in the capture\n"
         f"  at:  {line(body, 1)}\n"
-        "  fix: use_reentrant=False, or remove it and give recompute= to compile"
+        "  fix: give it use_reentrant=False"
     )
 
 

@@ -13,8 +13,9 @@ from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.strategies import fastest_of, levels_of, line_of, only, strategies, times_as_many, types_of
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
-from whalepy.errors import AnnotationError
+from whalepy.errors import AnnotationError, PlanError
 from whalepy.hardware.cluster import ClusterSpec
+from whalepy.planner.shares import round_shares
 
 
 def tried_in_order(
@@ -22,7 +23,7 @@ def tried_in_order(
 ) -> tuple[list[Tried], list[Strategy]]:
     """The strategies in order, and those left out: from where two in a row take over twice the time of one before.
 
-    With fewer rows than devices, as many of the devices alone are tried first.
+    Where some device is too slow for a row of the batch, or rows are fewer than devices, the others are tried first.
     """
     found = _on_fewer(study, cluster, options, progress) if any(levels for levels, *_ in wanted) else []
     slower = 0
@@ -39,13 +40,14 @@ def tried_in_order(
 
 
 def _on_fewer(study: Study, cluster: ClusterSpec, options: Options, progress: Progress) -> list[Tried]:
-    """As many of the fastest devices as there are rows, without the others; not where degrees or shares are forced."""
+    """Of the fastest devices as many as get a row by their speed, without the others; not where degrees are forced."""
     forced = options.replicate or options.split or options.shares or options.balance != "exact"
-    if study.rows >= len(cluster.devices) or forced:
+    fed = sum(rows > 0 for rows in round_shares(study.rows, cluster.speeds()))
+    if fed == len(cluster.devices) or forced:
         return []
-    devices = fastest_of(cluster, study.rows)
+    devices = fastest_of(cluster, fed)
     part = only(cluster, {device.index for device in devices})
-    strategy = levels_of(study.rows, 1), f"{types_of(devices)} alone", ""
+    strategy = levels_of(fed, 1), f"{types_of(devices)} alone", ""
     return _without_savings(study, part, strategy, options, progress)
 
 
@@ -146,7 +148,7 @@ def _without_savings(
     progress(strategy[1])
     try:
         return in_microbatches(study, cluster, strategy, options, options.savings)
-    except AnnotationError:
-        if options.split is not None or options.replicate is not None:
+    except (AnnotationError, PlanError):  # an axis that is too short, or too few rows for devices that are so slow
+        if options.split is not None or options.replicate is not None or options.shares is not None:
             raise
         return []

@@ -44,6 +44,20 @@ def unchecked_distributions() -> Generator[None]:
 
 
 @contextlib.contextmanager
+def masks_as_given() -> Generator[None]:
+    """Until it ends, `nn.TransformerEncoder` and `nn.TransformerDecoder` take a mask for causal only where told so.
+
+    They compare it with a causal one to choose a faster kernel, which is a branch on values; the result is the same.
+    """
+
+    def causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return is_causal is True
+
+    with mock.patch.object(torch.nn.modules.transformer, "_detect_is_causal_mask", causal):
+        yield
+
+
+@contextlib.contextmanager
 def modules_in_place() -> Generator[None]:
     """Until it ends, `module.to(dtype)` that changes nothing leaves the module alone: export cannot swap parameters."""
     move = nn.Module.to

@@ -25,7 +25,17 @@ DROPOUTS = (
 # Composite operators may hand back an argument without saying so in their schema; these, the usual ones, never do.
 _FRESH = frozenset(
     {
-        *("linear", "matmul", "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "embedding"),
+        *(
+            "linear",
+            "matmul",
+            "where",
+            "layer_norm",
+            "rms_norm",
+            "group_norm",
+            "batch_norm",
+            "instance_norm",
+            "embedding",
+        ),
         *("conv1d", "conv2d", "conv3d", "softmax", "log_softmax", "scaled_dot_product_attention"),
         *("cross_entropy_loss", "nll_loss_nd", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     }

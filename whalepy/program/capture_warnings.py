@@ -55,7 +55,7 @@ def check_backwards(functions: Mapping[str, str | None]) -> None:
         raise CaptureError(
             "the model uses torch.utils.checkpoint with use_reentrant=True, whose gradient is lost in the capture",
             at=functions["CheckpointFunction"],
-            fix="use_reentrant=False, or remove it and give recompute= to compile",
+            fix="give it use_reentrant=False",
         )
     if functions:
         raise CaptureError(

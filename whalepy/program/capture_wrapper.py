@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from whalepy.errors import CaptureError
 from whalepy.program.capture_branches import Branches, branches_noted
-from whalepy.program.capture_builtins import free_lengths, modules_in_place, unchecked_distributions
+from whalepy.program.capture_builtins import free_lengths, masks_as_given, modules_in_place, unchecked_distributions
 from whalepy.program.capture_checks import Checks
 from whalepy.program.capture_functions import functions_kept, is_kept
 from whalepy.program.capture_places import place_of_error
@@ -243,7 +243,7 @@ class CaptureWrapper(nn.Module):
 @contextlib.contextmanager
 def _as_traced(lost: dict[str, str | None]) -> Generator[None]:
     kept = functions_kept(CaptureWrapper.forward.__code__, lost)
-    with free_lengths(), unchecked_distributions(), modules_in_place(), kept:
+    with free_lengths(), unchecked_distributions(), masks_as_given(), modules_in_place(), kept:
         yield
 
 
