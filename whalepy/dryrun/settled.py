@@ -20,11 +20,11 @@ def settled(study: Study, cluster: ClusterSpec, options: Options, progress: Prog
     """The model with what is expected to take least, each as the others stand.
 
     Microbatches and schedule are those of a model in stages: half as many as by rule, or twice, as long as that gains,
-    but not fewer than groups of devices, which would wait for each other; weight gradients apart on cards alone, as
-    noting down what waits takes a CPU's cores for as long as there was a bubble.
+    but not fewer than groups of devices, which would wait for each other; then weight gradients apart. On cards alone:
+    what a CPU spends on each further microbatch, and on noting down what waits, is more than its forecast has.
     """
     found = with_best_degrees(study, cluster, options, progress)
-    if not stages_in(study.program):
+    if not stages_in(study.program) or not cluster.on_gpus:
         return found
     study = found.study
     by_rule = found.best or tried_in_stages(study, cluster, options, Staged())
@@ -44,7 +44,7 @@ def settled(study: Study, cluster: ClusterSpec, options: Options, progress: Prog
     best = by_rule
     if options.microbatches is None:
         best = _in_microbatches(best, other)
-    if options.schedule is None and cluster.on_gpus:
+    if options.schedule is None:
         best = other(best, best.candidate.microbatches, "zero-bubble")
     best = best if best.verdict != "no" else by_rule
     left = [one for one in played if one is not best]

@@ -179,8 +179,7 @@ def _chosen(
     if len(spec.devices) == 1 or _example_rows(program) == 0 or choices.plan is not None:
         return None
     bare = not scopes_on(recipe.model) and not any(op.scope for op in program.operators)
-    scheduled = choices.microbatches is not None and (choices.schedule is not None or not spec.on_gpus)
-    in_time = stages_in(program) and not scheduled
+    in_time = stages_in(program) and spec.on_gpus and None in (choices.microbatches, choices.schedule)
     if not (bare or in_time or open_scopes(scopes_in(program))):
         return None
     return chooser(recipe, program, spec, example, choices)
