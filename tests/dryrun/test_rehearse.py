@@ -149,17 +149,17 @@ def test_an_operator_is_named_by_its_line_forward_and_backward() -> None:
     assert events[0].name.startswith("test_rehearse.py:")
 
 
-class Counting(nn.Module):
-    """What it computes depends on values."""
+class Reading(nn.Module):
+    """A number in it depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, 1)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self.linear(x[x[:, 0] > 0]).sum() / target.numel()
+        return self.linear(x).sum() * x.abs().max().item() / target.numel()
 
 
 def test_what_depends_on_values_cannot_be_rehearsed() -> None:
     with pytest.raises(PlanError, match="the step cannot be rehearsed"):
-        candidate_of(Counting, "replicate").work(0, 8)
+        candidate_of(Reading, "replicate").work(0, 8)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from torch import nn
 from tests.dryrun.studies import chain, ids
 from whalepy.dryrun.answer import answer, sizes_of, subject_of
 from whalepy.dryrun.blocks import folded
+from whalepy.dryrun.run import Request, run
 from whalepy.dryrun.shares import best_rows
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options, Tried
@@ -96,3 +100,35 @@ def test_whales_shares_are_shown_beside_the_exact_ones() -> None:
 def test_equal_devices_have_no_shares_of_whales() -> None:
     forecast, _ = answered(chain(2), "2xT4", 8)
     assert not any("Whale" in other.strategy for other in forecast.alternatives)
+
+
+def test_savings_that_would_be_faster_are_told_beside_what_can_run(tmp_path: Path) -> None:
+    """Two cards that the whole model does not fit on; forced, each takes as long as it is said to."""
+    (tmp_path / "small.json").write_text(
+        json.dumps({"nodes": [{"devices": [{"type": "T4", "count": 2, "memory_gib": 3}]}]})
+    )
+    asked = Request("gpt2", str(tmp_path / "small.json"), 8, 256, stages=1, keeps_plan=False)
+    forecast, _ = run(asked, lambda _: None)
+    assert forecast.fits and not forecast.not_runnable and "split 2" in forecast.strategy
+    savings = [one for one in forecast.alternatives if one.not_runnable]
+    assert len(savings) > 3 and all(one.step_time_s < forecast.step_time_s for one in savings)
+    assert all("--zero" in one.flags or "--recompute" in one.flags for one in savings)
+    forced, _ = run(replace(asked, zero=3, recompute="selective"), lambda _: None)
+    assert forced.strategy == savings[0].strategy and forced.step_time_s == savings[0].step_time_s
+
+
+def test_rows_that_a_condition_names_are_planned_as_all_rows(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch\n"
+        "class Picks(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body, self.head = torch.nn.Linear(8, 64), torch.nn.Linear(64, 1)\n"
+        "    def forward(self, x):\n"
+        "        y = self.body(x)\n"
+        "        return self.head(y[x[:, 0] > 0]).sum()\n"
+        "def make():\n"
+        "    return Picks(), torch.randn(6, 8)\n"
+    )
+    forecast, plan = run(Request(f"{tmp_path}/train.py:make", "1xT4 + 1xP100-PCIE-16GB"), lambda _: None)
+    assert plan is not None and "sizes that depend on values are as large as they can be" in forecast.assumptions

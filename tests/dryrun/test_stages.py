@@ -190,7 +190,7 @@ def ways_of(sizes: Sequence[tuple[int, ...]]) -> tuple[Forced, Ways]:
     model, cluster = chain(8), ClusterSpec.load("1xT4 + 1xT4*0.25")
     with folded(model) as found:
         base = Study.of(Recipe(model), ids(512), "adamw", found)
-        ways = forced(base, cluster, Options(stages=2, microbatches=8))
+        ways = forced(base, cluster, Options(stages=2, microbatches=8, schedule="1f1b"))
     (first, *_) = ways.choices
     return Forced(base, ways.options), replace(ways, choices=tuple(replace(first, sizes=own) for own in sizes))
 
@@ -209,17 +209,17 @@ def test_ways_that_are_expected_to_take_as_long_are_played(
     """What is faster when played is taken, in whatever order they come; blocks of its slowest stage are moved."""
     again, ways = ways_of(sizes)
     played = [again.played(ways, choice) for choice in ways.choices]
-    taken, others = again.fastest(ways, lambda _: None)
+    _, taken, others = again.fastest(ways, lambda _: None)
     seconds = [one.step_s for one in played if one is not None]
     assert len(seconds) == 2 and min(seconds) == seconds[best] and [one.step_s for one in others] == [seconds[1 - best]]
     assert taken.sizes == end
-    backwards, _ = again.fastest(replace(ways, choices=ways.choices[::-1]), lambda _: None)
+    _, backwards, _ = again.fastest(replace(ways, choices=ways.choices[::-1]), lambda _: None)
     assert backwards == taken
 
 
 def test_one_way_that_is_expected_to_be_fastest_is_not_played_twice() -> None:
     again, ways = ways_of([(2, 6)])
-    assert again.fastest(ways, lambda _: None) == (ways.choices[0], ())
+    assert again.fastest(ways, lambda _: None) == (ways, ways.choices[0], ())
 
 
 def test_flags_force_the_shares_that_were_forced() -> None:
@@ -256,6 +256,33 @@ def test_the_schedule_of_stages_is_chosen_where_it_gains() -> None:
     assert "--schedule zero-bubble" in forecast.alternatives[0].flags
     assert forced.schedule == "1f1b" and forecast.step_time_s < 0.97 * forced.step_time_s
     assert [one.step_time_s for one in forecast.alternatives if "1f1b" in one.strategy] == [forced.step_time_s]
+
+
+def frozen(width: int = WIDTH) -> Chain:
+    """A chain of which only the ends are trained: no weight gradients fill the bubble of its stages."""
+    with torch.device("meta"):
+        model = Chain([OneBlock(width, hidden=2 * width) for _ in range(16)], width=width)
+    model.blocks.requires_grad_(False)
+    return model
+
+
+SMALL = {"link": "100Gbit/s", "nodes": [{"devices": [{"type": "T4", "memory_gib": 3.2}]} for _ in range(4)]}
+
+
+def test_stages_take_turns_where_that_gains() -> None:
+    """In `whalepy.compile` as in a dry run; where the number of stages is forced, it stays."""
+    plan = whalepy.plan(frozen(4096), SMALL, ids(64), microbatches=4)
+    assert (plan.schedule, len(plan.stages), plan.microbatches) == ("interleaved:2", 8, 4)
+    assert plan.explain().startswith("8 stages: chosen for a model without annotations")
+    model, cluster = frozen(), ClusterSpec.load("4x1xT4 @ 100Gbit/s")
+    with folded(model) as found:
+        base = Study.of(Recipe(model), ids(512), "adamw", found)
+        ways = forced(base, cluster, Options(stages=4, microbatches=4))
+    for options, schedule in ((Options(microbatches=4), "interleaved:2"), (ways.options, None)):
+        taken, choice, others = Forced(base, options).fastest(replace(ways, options=options), lambda _: None)
+        assert taken.options.schedule == schedule and len(choice.sizes) == (8 if schedule else 4)
+        assert {one.candidate.plan.schedule for one in others} == {"zero-bubble"} | ({"1f1b"} if schedule else set())
+        assert set(choice.sizes) == {16 // len(choice.sizes)}
 
 
 OWN = """

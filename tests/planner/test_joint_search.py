@@ -196,10 +196,11 @@ def test_memory_decides_where_speed_does_not() -> None:
     assert sizes[0] > sizes[1]
 
 
-def test_no_form_beats_its_bound() -> None:
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_no_form_beats_its_bound(chunks: int) -> None:
     """Where the host is what takes time, four rows take no longer than three."""
     table = Blocks([10**5] * 20, [1024] * 20, [1024] * 20, rows=11, splits=(1,))
-    search = Search(StageCosts(table, ClusterSpec.load("2xV100-SXM2-16GB + 1xT4")), Limits())
+    search = Search(StageCosts(table, ClusterSpec.load("2xV100-SXM2-16GB + 1xT4")), Limits(chunks=chunks))
     cuts = [(lead, search.cut(lead)) for lead in search.leads()]
     assert cuts
     assert all(choice is None or lead.bound_s <= choice.step_s for lead, choice in cuts)
@@ -227,3 +228,14 @@ def test_stages_that_take_turns_are_a_multiple() -> None:
     found = best_choices(table, ClusterSpec.load("3xT4"), chunks=2)
     assert found and {len(choice.sizes) for choice in found} <= {4, 6}
     assert all(2 * len(choice.groups) == len(choice.sizes) for choice in found)
+
+
+def test_stages_that_take_turns_wait_less() -> None:
+    """Of four groups with 8 microbatches: 8 turns and three to fill and drain it, or half of those three."""
+    table = Blocks([10**12] * 8, [MIB] * 8, [0] * 8, rows=8, splits=(1,))
+    cluster = ClusterSpec.load("4xT4")
+    plain, turns = (
+        best_choices(table, cluster, stages=4 * chunks, replicate=1, chunks=chunks, microbatches=8)[0].step_s
+        for chunks in (1, 2)
+    )
+    assert turns / plain == pytest.approx((8 + 1.5) / (8 + 3), rel=0.01)

@@ -672,7 +672,7 @@ def test_checkpointing_is_a_warning() -> None:
         return checkpoint.checkpoint(helper, m.linear(x), use_reentrant=False).sum()
 
     model = Model(body)
-    lost = "the captured graph does not keep it: give recompute= to compile"
+    lost = "the captured graph does not keep it, and compile(recompute=...) is not there yet"
     assert capture(model, (X,)).warnings == (f"torch.utils.checkpoint runs {line(helper, 1)}; {lost}",)
     model.linear.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
     assert capture(model, (X,)).warnings == (f"gradient checkpointing is on in linear (1 in all); {lost}",)

@@ -129,7 +129,7 @@ class Checkpointed(nn.Module):
 
 def test_a_checkpoint_is_reported() -> None:
     text = whalepy.plan(whalepy.annotate(Checkpointed(), uneven()), "2xcpu", batch()).explain()
-    dropped = "the captured graph does not keep it: give recompute= to compile"
+    dropped = "the captured graph does not keep it, and compile(recompute=...) is not there yet"
     assert f"; {dropped}" in text
     assert "torch.utils.checkpoint runs test_frozen.py:" in text
 

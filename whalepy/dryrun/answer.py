@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from torch import nn
 
 from whalepy.dryrun.annotated import Settled
 from whalepy.dryrun.beyond import adds, adds_in_stages, modules_of
-from whalepy.dryrun.ladder import AS_ANNOTATED, Strategy, in_microbatches, with_savings, with_shares
+from whalepy.dryrun.ladder import AS_ANNOTATED, Strategy, fits, in_microbatches, with_savings, with_shares
 from whalepy.dryrun.links import link_text, links_of
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.progress import Progress
@@ -70,10 +71,15 @@ def answer(
     if not own:
         in_microbatches(study, cluster, wanted[0], options, options.savings)  # says why
         raise PlanError("no strategy fits these options", fix="give degrees whose product is the number of devices")
-    if options.saves_freely and all(tried.verdict == "no" for tried in own):
-        own += with_savings(study, cluster, wanted, options, progress)
-    best = min(own, key=lambda t: t.order)
     others: list[Tried] = []
+    if options.saves_freely and own[0].verdict == "no" and (options.beyond or not fits(own)):
+        saving = chain.from_iterable(with_savings(study, cluster, wanted, options, progress))
+        if fits(own):  # told where they would be faster: the runtime does not execute them yet
+            fastest = min(one.step_s for one in own if one.verdict != "no")
+            others += (one for one in saving if one.verdict != "no" and one.step_s < fastest)
+        else:
+            own += saving
+    best = min(own, key=lambda t: t.order)
     for part, name in parts_of(cluster) if given is None and is_free(model, options) else ():
         progress(f"{name} alone")
         others += _alone(study, part, name, options, best, progress)
@@ -105,8 +111,8 @@ def _alone(
         if best.verdict != "no":
             return with_shares(study, part, strategy, free, best.candidate.microbatches, best.candidate.savings)
         found = in_microbatches(study, part, strategy, free, free.savings)
-        if free.saves_freely and all(tried.verdict == "no" for tried in found):
-            found += with_savings(study, part, [strategy], free, progress)
+        if free.saves_freely and not fits(found):
+            found += chain.from_iterable(with_savings(study, part, [strategy], free, progress))
     except WhaleError:  # fewer rows than devices, or figures that are not there
         return []
     return found
@@ -128,7 +134,7 @@ def answer_in_stages(
     if best.verdict == "no":
         ways = ways_out_of_stages(study, cluster, options, staged, best)
     others: list[Tried] = list(left_open.others)
-    if "zero-bubble" not in {one.candidate.plan.schedule for one in (best, *others)}:
+    if "zero-bubble" not in {one.candidate.plan.schedule for one in (best, *others, *staged.others)}:
         for other in _scheduled_otherwise(study, cluster, options, staged, best, progress):
             first = bool(staged.flags) and cluster.on_gpus and is_worth_it(other, best)
             best, left = (other, best) if first else (best, other)
@@ -272,6 +278,8 @@ def _assumptions(best: Tried) -> tuple[str, ...]:
     candidate = best.candidate
     if candidate.overlaps and candidate.sharding.replicas > 1:
         found.append("gradients are reduced during the backward pass")
+    if candidate.study.sizes_depend_on_values:
+        found.append("sizes that depend on values are as large as they can be")
     if candidate.study.master:
         found.append("parameters, their gradients and optimizer state in float32, all else in the given precision")
     if candidate.savings.recompute != "none":

@@ -260,7 +260,7 @@ def _inside(width: Width) -> list[Primitive]:
 
 def name_of(choice: Choice) -> str:
     """`replicate 2 > 4 stages > split 2`, or `2 stages of 6 and 2x2 devices`: their parts of the rows, each split."""
-    if choice.unlike or choice.widths[0].replicate > 1:
+    if is_wide(choice):
         runs = [f"{text} ({count} times)" if count > 1 else text for text, count in _runs(choice)]
         return (
             f"{len(choice.sizes)} stages of {' and '.join(filter(None, (' then '.join(runs[:-1]), runs[-1])))} devices"
@@ -271,6 +271,11 @@ def name_of(choice: Choice) -> str:
     return " > ".join([*outer, *middle, *inner]) or "one device"
 
 
+def is_wide(choice: Choice) -> bool:
+    """Whether some stage has parts of its rows, which numbers of stages, copies and splits do not say."""
+    return choice.unlike or choice.widths[0].replicate > 1
+
+
 def _runs(choice: Choice) -> list[tuple[str, int]]:
     """The widths of the groups of devices, and of how many neighbours each is that."""
     return [(str(width), len(list(own))) for width, own in groupby(choice.widths)]
@@ -278,7 +283,7 @@ def _runs(choice: Choice) -> list[tuple[str, int]]:
 
 def flags_of(choice: Choice, options: Options) -> str:
     """The options that force it, with the shares that were forced."""
-    if choice.unlike or choice.widths[0].replicate > 1:
+    if is_wide(choice):
         return "--widths " + ",".join(f"{count}*{text}" if count > 1 else text for text, count in _runs(choice))
     flags = f"--stages {len(choice.sizes)} --replicate {choice.copies} --split {choice.split}"
     if options.shares is None:

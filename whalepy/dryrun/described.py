@@ -49,6 +49,11 @@ class DescribedStudy(Study):
         """The same layers asked for a batch of so many rows."""
         return replace(self, rows=rows, cuts={})
 
+    @property
+    def sizes_depend_on_values(self) -> bool:
+        """False: the figures are those of fixed sizes."""
+        return False
+
     def batch_of_length(self, now: int, length: int) -> None:
         """None: the figures are those of one length."""
 

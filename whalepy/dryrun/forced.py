@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from whalepy.dryrun.blocks import LEAST_IN_STAGES, folded
-from whalepy.dryrun.chosen import Ways, forced, name_of
+from whalepy.dryrun.chosen import Ways, choices_of, forced, is_wide, name_of
 from whalepy.dryrun.grown import grown
 from whalepy.dryrun.pipeline import PipelineTried
 from whalepy.dryrun.progress import Progress
+from whalepy.dryrun.settled import is_worth_it
 from whalepy.dryrun.staged import stages_of, tried_in_stages
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
+from whalepy.errors import WhaleError
 from whalepy.hardware.cluster import ClusterSpec
 from whalepy.planner.schedule.kinds import DEFAULT, parse_kind
 from whalepy.planner.search import Choice
@@ -53,21 +57,43 @@ class Forced:
             tried = tried_in_stages(study, ways.cluster, options, staged)
             return tried if tried.verdict else None  # what it holds is rehearsed here, while the blocks are these
 
-    def fastest(self, ways: Ways, progress: Progress) -> tuple[Choice, tuple[PipelineTried, ...]]:
+    def fastest(self, ways: Ways, progress: Progress) -> tuple[Ways, Choice, tuple[PipelineTried, ...]]:
+        """The way that is fastest when played, and the others that were played.
+
+        Where no schedule is asked for, and on cards alone, others than 1F1B are tried with it.
+        """
+        best, played, others = self._nearest(ways, progress)
+        if not _may_choose(ways):
+            return ways, best, others
+        played = played or self.played(ways, best)
+        for later in _scheduled_otherwise(ways, best) if played is not None else ():
+            progress(f"{name_of(later.choices[0])}, {later.options.schedule}")
+            with suppress(WhaleError):
+                other = self.played(later, later.choices[0])
+                if other is None or played is None:
+                    continue
+                if is_worth_it(other, played):
+                    ways, best, played, other = later, later.choices[0], other, played
+                others = (*others, other)
+        return ways, best, others
+
+    def _nearest(
+        self, ways: Ways, progress: Progress
+    ) -> tuple[Choice, PipelineTried | None, tuple[PipelineTried, ...]]:
         """Of the ways that are expected to take about as long, the one that is fastest when played, and the others.
 
-        Blocks of its slowest stage are given to a neighbour as long as that helps.
+        Blocks of its slowest stage are given to a neighbour as long as that helps. Nothing is played where one is left.
         """
         first = ways.choices[0]
         near = [choice for choice in ways.choices[:_MOST_PLAYED] if choice.step_s <= _NEAR * first.step_s]
         if len(near) == 1:
-            return first, ()
+            return first, None, ()
         tried: list[tuple[Choice, PipelineTried]] = []
         for choice in near:
             progress(f"{name_of(choice)}, {choice.microbatches} microbatches")
             played = self.played(ways, choice)
             if played is None:
-                return first, ()
+                return first, None, ()
             tried.append((choice, played))
         best, played = min(tried, key=lambda one: one[1].order)
         others = tuple(other for choice, other in tried if choice is not best)
@@ -78,7 +104,7 @@ class Forced:
             if moved is None or other is None or other.order[:2] >= played.order[:2]:
                 break
             best, played = moved, other
-        return best, others
+        return best, played, others
 
 
 _MOST_PLAYED = 3
@@ -87,6 +113,28 @@ _NEAR = 1.07
 """Ways that are expected to take up to so many times as long as the best are played: estimates are off by as much."""
 _MOST_MOVES = 2
 """Blocks that are moved."""
+
+
+def _may_choose(ways: Ways) -> bool:
+    """Whether another schedule may be chosen: what one costs a CPU beside its schedule is not in the forecast."""
+    options = ways.options
+    return ways.cluster.on_gpus and options.beyond and options.schedule is None and options.balance == "exact"
+
+
+def _scheduled_otherwise(ways: Ways, choice: Choice) -> Iterator[Ways]:
+    """The same stages with the weight gradients apart; then two stages on each of the same groups, which take turns."""
+    yield replace(ways, choices=(choice,), options=replace(ways.options, schedule="zero-bubble"))
+    groups = len(choice.groups)
+    if ways.options.stages is not None or not 1 < groups <= len(ways.found.paths) // _CHUNKS:
+        return
+    kept = {"widths": choice.widths} if is_wide(choice) else {"replicate": choice.copies, "split": choice.split}
+    options = replace(ways.options, stages=_CHUNKS * groups, schedule=f"interleaved:{_CHUNKS}", **kept)
+    found = choices_of(ways.found, ways.cluster, options)
+    yield from (replace(ways, choices=(one,), options=options) for one in found[:1])
+
+
+_CHUNKS = 2
+"""Stages that take turns on each group of devices, where that is tried."""
 
 
 def _relieved(choice: Choice, played: PipelineTried) -> Choice | None:

@@ -1,8 +1,8 @@
-"""One strategy with its microbatches, its rows and its savings of memory: the first that fits."""
+"""One strategy with its microbatches, its rows and its savings of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from whalepy.dryrun.degrees import open_words
@@ -34,23 +34,34 @@ LADDER = (
 
 def with_savings(
     study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], options: Options, progress: Progress
-) -> list[Tried]:
-    """The first rung of the ladder that fits, for the first strategy that fits on the last one: the least split."""
-    found: list[Tried] = []
-    for strategy in wanted:
-        progress(f"{strategy[1]}, {', '.join(LADDER[-1].words)}")
+) -> Iterator[list[Tried]]:
+    """By rung of the ladder, the strategies up to the first that fits, the least split; some fits, unless none does."""
+
+    def on(strategy: Strategy, savings: Savings) -> list[Tried]:
+        progress(f"{strategy[1]}, {', '.join(savings.words)}")
         with suppress(AnnotationError):
-            last = in_microbatches(study, cluster, strategy, options, LADDER[-1])
-            found += last
-            if all(tried.verdict == "no" for tried in last):
-                continue
-            for savings in LADDER[:-1]:
-                progress(f"{strategy[1]}, {', '.join(savings.words)}")
-                tried = in_microbatches(study, cluster, strategy, options, savings)
-                if any(one.verdict != "no" for one in tried):
-                    return [*tried, *found]
-            return found
-    return found
+            return in_microbatches(study, cluster, strategy, options, savings)
+        return []
+
+    last, left = list[Tried](), list(wanted)
+    while left:
+        last += on(left[0], LADDER[-1])
+        if fits(last):
+            break
+        del left[0]  # it fits on no other rung either
+    for savings in LADDER[:-1]:
+        found: list[Tried] = []
+        for strategy in left:
+            found += on(strategy, savings)
+            if fits(found):
+                yield found
+                break
+    yield last
+
+
+def fits(tried: Iterable[Tried]) -> bool:
+    """Whether one of them does."""
+    return any(one.verdict != "no" for one in tried)
 
 
 def in_microbatches(
@@ -58,7 +69,7 @@ def in_microbatches(
 ) -> list[Tried]:
     """The strategy with the best shares, and with equal ones; in microbatches where it does not fit without."""
     found = with_shares(study, cluster, strategy, options, options.microbatches or 1, savings)
-    if options.microbatches is None and all(tried.verdict == "no" for tried in found):
+    if options.microbatches is None and not fits(found):
         count = min(enough_microbatches(tried) for tried in found)
         most = max(found[0].rows)
         for microbatches in dict.fromkeys((min(count, most), min(2 * count, most))):
@@ -68,7 +79,7 @@ def in_microbatches(
                 found += with_shares(study, cluster, strategy, options, microbatches, savings)
             except PlanError:  # the loss is no sum over rows
                 return found
-            if any(tried.verdict != "no" for tried in found):
+            if fits(found):
                 return found
     return found
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from whalepy.dryrun.annotated import Settled
 from whalepy.dryrun.blocks import folded
-from whalepy.dryrun.chosen import Surveyed, Ways, choices_of, name_of, scopes_for, surveyed
+from whalepy.dryrun.chosen import Ways, choices_of, name_of, scopes_for, surveyed
 from whalepy.dryrun.degrees import open_words
 from whalepy.dryrun.forced import Forced
 from whalepy.dryrun.pipeline import PipelineCandidate
 from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.rehearse import OPTIMIZERS
-from whalepy.dryrun.settled import is_worth_it, settled
+from whalepy.dryrun.settled import settled
 from whalepy.dryrun.study import Study
 from whalepy.dryrun.tried import Options
 from whalepy.errors import WhaleError
@@ -52,7 +52,8 @@ def chosen_for(
             if annotated:
                 return _settled(study, cluster, choices, progress)
             progress(f"looking for the best way to use {len(cluster.devices)} devices")
-            return _found(study, cluster, choices, progress)
+            found = _found(study, cluster, choices)
+        return None if found is None else _played(study, *found, progress)  # the model is whole again
     except Exception as error:  # training goes on without: an unusual program is no reason to refuse it
         what = error.what if isinstance(error, WhaleError) else f"{type(error).__name__}: {error}"
         plain = "as the annotations say" if annotated else "all devices side by side"
@@ -110,7 +111,8 @@ def _studied(recipe: Recipe, program: Program, example: Arguments, optimizer: st
         yield Study.captured(recipe, example, program, known, blocks)
 
 
-def _found(study: Study, cluster: ClusterSpec, choices: Choices, progress: Progress) -> Chosen | None:
+def _found(study: Study, cluster: ClusterSpec, choices: Choices) -> tuple[Ways, str] | None:
+    """The best ways that are expected, and why they are taken; None where nothing fits."""
     found = surveyed(study, cluster)
     count = len(cluster.devices)
     free = Options(microbatches=choices.microbatches, schedule=choices.schedule, zero=0, recompute="none")
@@ -118,31 +120,24 @@ def _found(study: Study, cluster: ClusterSpec, choices: Choices, progress: Progr
     side_by_side = plain[0] if plain and plain[0].filled <= 1 else None
     best = choices_of(found, cluster, free)
     if side_by_side is not None and (not best or best[0].step_s > _WORTH_IT * side_by_side.step_s):
-        return _made(found, side_by_side, cluster, "with the rows that each device has time for")
+        return Ways(found, (side_by_side,), cluster, free), "with the rows that each device has time for"
     if not best:
         return None
-    why = _why(side_by_side, best[0], fewer=study.rows < count)
-    if len(best[0].sizes) == 1 or not study.blocks.paths:
-        return _made(found, best[0], cluster, why)
-    staged = tuple(choice for choice in best if len(choice.sizes) > 1)
-    choice, schedule = _played(study, Ways(found, staged, cluster, free), progress)
-    made = _made(found, choice, cluster, why)
-    return made if made is None else replace(made, schedule=schedule)
+    in_stages = len(best[0].sizes) > 1
+    alike = tuple(choice for choice in best if (len(choice.sizes) > 1) == in_stages)
+    return Ways(found, alike, cluster, free), _why(side_by_side, best[0], fewer=study.rows < count)
 
 
-def _played(study: Study, ways: Ways, progress: Progress) -> tuple[Choice, str | None]:
-    """Of these stages those that are fastest when played, and a schedule that is faster still, as in a dry run."""
-    again, later = Forced(study, ways.options), replace(ways, options=replace(ways.options, schedule="zero-bubble"))
-    choice, _ = again.fastest(ways, progress)
-    if ways.options.schedule is not None or not ways.cluster.on_gpus:
-        return choice, None
-    plain, other = again.played(ways, choice), again.played(later, choice)
-    taken = plain is not None and other is not None and is_worth_it(other, plain)
-    return choice, "zero-bubble" if taken else None
+def _played(study: Study, ways: Ways, why: str, progress: Progress) -> Chosen | None:
+    """The best of these ways, of stages what is fastest when played, as in a dry run.
 
-
-def _made(found: Surveyed, choice: Choice, cluster: ClusterSpec, why: str) -> Chosen | None:
-    """None where it is what an empty annotation does."""
+    None where it is what an empty annotation does.
+    """
+    choice, schedule = ways.choices[0], None
+    if len(choice.sizes) > 1 and study.blocks.paths:
+        ways, choice, _ = Forced(study, ways.options).fastest(ways, progress)
+        schedule = ways.options.schedule
+    cluster = ways.cluster
     count, speeds = len(cluster.devices), cluster.speeds()
     own = [sum(speeds[d] for d in unit.devices) for unit in choice.groups[0]]
     whole = len(choice.sizes) == 1 and choice.copies == count
@@ -152,7 +147,7 @@ def _made(found: Surveyed, choice: Choice, cluster: ClusterSpec, why: str) -> Ch
     named = f"device{'s' if len(idle) > 1 else ''} {', '.join(map(str, idle))}"
     left = f"; without {named}, which would not help the others" if idle else ""
     note = f"{name_of(choice)}: chosen for a model without annotations, {why}{left}"
-    return Chosen(note, written(scopes_for(found, choice, count)), choice.microbatches)
+    return Chosen(note, written(scopes_for(ways.found, choice, count)), choice.microbatches, schedule)
 
 
 def _are_default(shares: Sequence[float], speeds: Sequence[float]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, module_of
@@ -198,7 +199,8 @@ def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwarg
     """One step; where the events of the update begin."""
     counter.block, counter.quadratic = -1, False
     try:
-        model.train_step(*args, **kwargs)
+        with _all_conditions_hold():
+            model.train_step(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise
@@ -212,6 +214,11 @@ def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwarg
         update.step()
         update.zero_grad()
     return begins
+
+
+def _all_conditions_hold() -> Any:
+    """What a condition counts is the most that it can be: its values are not there."""
+    return _config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _dims(model: RehearsedModel, arguments: Arguments) -> tuple[int | None, ...]:

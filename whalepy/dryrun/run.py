@@ -309,7 +309,7 @@ def _fastest(
     ways: Ways, baselines: tuple[Tried, ...] | None, again: Forced | None, progress: Progress
 ) -> tuple[Staged, Options, Forced | None]:
     """The stages of the fastest of these ways, and what they are run with."""
-    choice, others = (ways.choices[0], ()) if again is None else again.fastest(ways, progress)
+    ways, choice, others = (ways, ways.choices[0], ()) if again is None else again.fastest(ways, progress)
     staged, options = ways.staged(choice)
     return replace(staged, baselines=baselines, others=others), options, again
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 
 from whalepy.dryrun.beyond import ways_out
-from whalepy.dryrun.ladder import Strategy, in_microbatches, with_savings
+from whalepy.dryrun.ladder import Strategy, fits, in_microbatches, with_savings
 from whalepy.dryrun.progress import Progress
 from whalepy.dryrun.strategies import fastest_of, levels_of, line_of, only, strategies, times_as_many, types_of
 from whalepy.dryrun.study import Study
@@ -127,10 +127,10 @@ def _fitting(
     room, least = min(device.memory_bytes for device in cluster.devices), _least_bytes(study)
     small = [one for one in wanted if least <= room * _split_by(one) or not one[0]]
     found = [one for strategy in small for one in _without_savings(study, cluster, strategy, free, progress)]
-    if all(one.verdict == "no" for one in found):
-        found = with_savings(study, cluster, wanted, free, progress)
-    fits = (one for one in found if one.verdict != "no" and (one.flags or one.candidate.levels is None))
-    yield from (_complete(one) for one in sorted(fits, key=lambda one: one.order)[:1])
+    if not fits(found):
+        found = next(with_savings(study, cluster, wanted, free, progress))
+    own = (one for one in found if one.verdict != "no" and (one.flags or one.candidate.levels is None))
+    yield from (_complete(one) for one in sorted(own, key=lambda one: one.order)[:1])
 
 
 def _complete(tried: Tried) -> str:

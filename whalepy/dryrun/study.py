@@ -107,6 +107,11 @@ class Study:
         return cls(recipe, arguments, program, optimizer, rows, blocks, master)
 
     @property
+    def sizes_depend_on_values(self) -> bool:
+        """Whether some operator has as many results as a condition holds for."""
+        return any(node.meta.get("unbacked_bindings") for node in self.program.nodes)
+
+    @property
     def loads(self) -> list[int]:
         """FLOPs by operator, with those of the blocks that its own stands for."""
         paths = (module_of(node) or "" for node in self.program.nodes)
@@ -387,7 +392,12 @@ class Candidate:
             )
             batch = study.batch_of(rows * self.replicas)
             first = next(r for r in self.plan.rank_of if self._alike(r) == key[0])
-            self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch)
+            try:
+                self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch)
+            except ZeroDivisionError:  # it divides by the number of all rows, of which a step has at least one
+                if rows:
+                    raise
+                self.cut.recorded[key] = self.recording(rank, 1)
         return self.cut.recorded[key]
 
     @property

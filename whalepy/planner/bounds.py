@@ -78,8 +78,8 @@ class Bounds:
         turn = np.maximum(turn, once / np.minimum(shape.stages, loads.counts))
         if borders:
             turn = np.maximum(turn, loads.border_s)
-        rest = (once + self._closing_s(shape)) * _SURE
-        return rest + (loads.counts - 1) * turn * _SURE, rest
+        rest = (once / self.limits.chunks + self._closing_s(shape)) * _SURE
+        return rest + (loads.counts - 1 / self.limits.chunks) * turn * _SURE, rest
 
     def _borders(self, shape: Shape) -> int:
         """Of the borders between stages, how many lie between nodes at least."""

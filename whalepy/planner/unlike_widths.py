@@ -180,7 +180,7 @@ class UnlikeWidths:
             once = _outer(np.minimum, once, other[1])
         stages, blocks = stages * self.limits.chunks, len(self.table.order)
         turn = np.maximum(1 / np.maximum(pace, 1e-300), once / np.minimum(stages, self._counts))
-        bound = once + (self._counts - 1) * turn
+        bound = once / self.limits.chunks + (self._counts - 1 / self.limits.chunks) * turn
         wanted = stages == self.limits.stages if self.limits.stages else (stages > 1) & (stages <= blocks)
         fits = (pace > 0) & (room * self.limits.chunks >= blocks) & (bound < limit) & wanted
         shape = [len(own) for own in chains]

@@ -17,7 +17,7 @@ def warnings_of(model: nn.Module, seen: Seen) -> tuple[str, ...]:
 
 def _checkpointing(model: nn.Module, seen: Seen) -> Iterator[str]:
     """One sentence if the model recomputes its forward, by a flag of a module or by a call."""
-    dropped = "the captured graph does not keep it: give recompute= to compile"
+    dropped = "the captured graph does not keep it, and compile(recompute=...) is not there yet"
     modules = model.named_modules()
     flagged = [name or "the model" for name, m in modules if getattr(m, "gradient_checkpointing", False) is True]
     if flagged:

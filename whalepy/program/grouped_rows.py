@@ -227,22 +227,18 @@ class _Sorted:
     def rewrite(self, at: Callable[[fx.Node], Build]) -> None:
         """All of it in the order in which the rows came."""
         for node in self.products:
-            call, names = Call(node), _PRODUCTS[operator_name(node.target)]
-            x, weight = call[names[0]], call[names[1]]
-            product = operator_name(node.target)
-            self._replace(node, at(node)(functional_ops.grouped_linear, x, weight, self.groups, product))
+            call, product = Call(node), operator_name(node.target)
+            x, weight = (call[name] for name in _PRODUCTS[product][:2])
+            node.replace_all_uses_with(at(node)(functional_ops.grouped_linear, x, weight, self.groups, product))
         for node, count in self.gathers:
             source: Any = node.args[0]
-            self._replace(node, source if count == 1 else _repeated(at(node), source, count))
+            node.replace_all_uses_with(source if count == 1 else _repeated(at(node), source, count))
         for node in self.ids:
             if node.target is operator.getitem:
-                self._replace(node, self.groups)
+                node.replace_all_uses_with(self.groups)
         for node in self.returns:
-            self._replace(node, node.args[0])
-
-    @staticmethod
-    def _replace(node: fx.Node, new: Any) -> None:
-        node.replace_all_uses_with(new)
+            rows: Any = node.args[0]
+            node.replace_all_uses_with(rows)
 
 
 _PRODUCTS = {

@@ -60,6 +60,15 @@ class Grid:
         pieces = self.pieces(total)
         return {at: sum(piece[at][1] for piece in pieces) for at in pieces[0]}
 
+    def without_rows(self, total: int) -> list[Coordinates]:
+        """Coordinates on the row levels that have a share and get none of so many rows."""
+        return [at for at, rows in self.rows(total).items() if rows == 0 and self.has_share(at)]
+
+    def has_share(self, at: Coordinates) -> bool:
+        """Whether these coordinates on the row levels ever get rows."""
+        cuts = [self.cuts[self.row_cuts[level] or 0] for level in self.row_levels]
+        return all(cut.weights[position] > 0 for cut, position in zip(cuts, at, strict=True))
+
     def microbatch(self, total: int, index: int) -> dict[Coordinates, int]:
         """Rows of one microbatch per coordinates on the row levels."""
         return {at: length for at, (_, length) in self.pieces(total)[index].items()}

@@ -30,7 +30,7 @@ from whalepy.runtime.extents import Grid, grid_of
 from whalepy.runtime.groups import Group, host_group, make_groups
 from whalepy.runtime.initialise import initial_values
 from whalepy.runtime.norms import Placement, gradient_norm
-from whalepy.runtime.rows import RowSampler, local_rows
+from whalepy.runtime.rows import RowSampler, local_rows, one_row, without_row
 from whalepy.runtime.storage import Stored, broadcast
 
 
@@ -191,9 +191,11 @@ class ParallelModel(nn.Module, ABC):
         leaves = pytree.tree_leaves(example)
         names = leaf_names(example)
         dims = tuple(self._row_dim(name, leaf) for name, leaf in zip(names, leaves, strict=True))
+        if not self._has_share:
+            leaves = without_row(leaves, dims)
         skips = not leaves and self._may_skip_inputs()
         structure = 0 if skips else structure_of((*key, pytree.tree_structure(example), constants_of(leaves)))
-        told = Told(self._step, structure, tuple(leaf_shapes(example)), missing_rows(names, leaves, dims))
+        told = Told(self._step, structure, tuple(leaf_shapes(leaves)), missing_rows(names, leaves, dims))
         everyone = agree(self._host, told)
         if len({other.structure for other in everyone} - {0}) != 1 or self._skipped_wrongly(everyone, key):
             _raise_different(gather_objects(self._host, dict(zip(names, constants_of(leaves), strict=True))))
@@ -235,9 +237,20 @@ class ParallelModel(nn.Module, ABC):
     def sampler(
         self, dataset: Sized, *, batch_size: int | None = None, shuffle: bool = False, seed: int = 0
     ) -> RowSampler:
-        """A batch sampler of this rank's rows; `batch_size` is global and defaults to the example's."""
+        """A batch sampler of this rank's rows; `batch_size` is global and defaults to the example's.
+
+        A DataLoader cannot collate nothing: a rank that never has rows gets one, which its steps leave out.
+        Raises BatchError where any other rank would get no row of a batch.
+        """
         size = self._started().rows if batch_size is None else batch_size
-        return RowSampler(dataset, self._grids, self._row_pieces, size, shuffle, seed)
+        pieces = self._row_pieces if self._has_share else one_row
+        return RowSampler(dataset, self._grids, pieces, size, shuffle, seed)
+
+    @property
+    def _has_share(self) -> bool:
+        """Whether this rank ever gets rows: not where it is idle, or its share is 0."""
+        at = [(self._grids[k], place.coordinates) for k, place in self._places.items()]
+        return any(grid.has_share(grid.row_coordinates(coordinates)) for grid, coordinates in at[:1])
 
     def _row_pieces(self, total: int) -> list[tuple[int, int]]:
         """This rank's rows of a global batch: (first, how many) per microbatch; none on an idle rank."""

@@ -450,31 +450,21 @@ def _feeding_all(plan: Plan) -> int:
     """The most microbatches, of at most those of the plan, with rows for every replica; those of the plan if none."""
     for count in range(plan.microbatches, 0, -1):
         fewer = replace(plan, microbatches=count)
-        if not any(_without_rows(grid_of(fewer, stage), plan.rows) for stage in plan.stages):
+        if not any(grid_of(fewer, stage).without_rows(plan.rows) for stage in plan.stages):
             return count
     return plan.microbatches
 
 
-def _without_rows(grid: Grid, rows: int) -> list[tuple[int, ...]]:
-    """The replicas that have a share and get none of the rows."""
-    return [at for at, n in grid.rows(rows).items() if n == 0 and _has_share(grid, at)]
-
-
 def _check_rows_of_stage(plan: Plan, grid: Grid, primitives: Sequence[Any]) -> None:
-    rows = grid.rows(plan.rows)
-    empty = _without_rows(grid, plan.rows)
+    empty = grid.without_rows(plan.rows)
     if plan.rows and empty:
         replicas = next((p for p in primitives if p.kind == "replicate"), None)
+        wanted = len(grid.rows(plan.rows))
         raise PlanError(
-            f"example_inputs has {plan.rows} rows, too few for {len(rows)} replicas: {len(empty)} would get none",
+            f"example_inputs has {plan.rows} rows, too few for {wanted} replicas: {len(empty)} would get none",
             at=None if replicas is None else replicas.at,
             fix="give a larger global batch, a smaller degree, or more even shares",
         )
-
-
-def _has_share(grid: Grid, at: tuple[int, ...]) -> bool:
-    cuts = [grid.cuts[grid.row_cuts[level] or 0] for level in grid.row_levels]
-    return all(cut.weights[position] > 0 for cut, position in zip(cuts, at, strict=True))
 
 
 def this_device() -> torch.device:

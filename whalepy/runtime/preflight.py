@@ -153,7 +153,7 @@ def check_builds(builds: Sequence[Build], reports: Sequence[RankReport], cluster
         if build.uuid and first != rank:
             fix = "start one rank per card, and let CUDA_VISIBLE_DEVICES show each rank its own or all of them"
             raise ClusterError(f"ranks {first} and {rank} drive the same card of {report.host}", fix=fix)
-    cards = cluster is not None and cluster.on_gpus
+    cards = cluster is not None and any(device.profile.vendor != "CPU" for device in cluster.devices)
     if cards and all(not build.capability for build in builds):
         what = f"the cluster has cards, but torch {builds[0].torch} sees none on any rank"
         raise ClusterError(what, fix="install a torch build for them, and check the driver")

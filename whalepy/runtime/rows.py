@@ -45,6 +45,19 @@ def rows_at(value: torch.Tensor, dim: int, pieces: Sequence[tuple[int, int]]) ->
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
+def one_row(total: int) -> list[tuple[int, int]]:
+    """The first of a global batch, for a rank that never has rows: a DataLoader cannot collate nothing."""
+    return [(0, min(total, 1))]
+
+
+def without_row(leaves: Sequence[Any], batch_dims: Sequence[int | None]) -> list[Any]:
+    """Inputs of a rank that never has rows: without such a row."""
+    return [
+        leaf.narrow(dim, 0, 0) if isinstance(leaf, torch.Tensor) and dim is not None and leaf.size(dim) == 1 else leaf
+        for leaf, dim in zip(leaves, batch_dims, strict=True)
+    ]
+
+
 def rows_of(leaves: Sequence[Any], batch_dims: Sequence[int | None]) -> int:
     """Rows of a batch. Raises BatchError where inputs disagree or none has rows."""
     sizes = {
@@ -72,6 +85,11 @@ class RowSampler(Sampler[list[int]]):
     ) -> None:
         if batch_size < 1:
             raise BatchError(f"batch_size must be at least 1, not {batch_size}")
+        if any(grid.without_rows(batch_size) for grid in grids):
+            raise BatchError(
+                f"batch_size {batch_size} leaves some rank without a row, and a DataLoader cannot collate nothing",
+                fix="give a larger batch_size, or more even shares; parallel.local_batch(global_batch) feeds any batch",
+            )
         self.length = len(dataset)
         self.grids = grids
         self.pieces_of = pieces_of
@@ -86,14 +104,10 @@ class RowSampler(Sampler[list[int]]):
 
     def _batches(self) -> list[tuple[int, int]]:
         edges = [(at, min(self.batch_size, self.length - at)) for at in range(0, self.length, self.batch_size)]
-        if edges and self._leaves_none(edges[-1][1]) and not self._leaves_none(self.batch_size):
+        if edges and any(grid.without_rows(edges[-1][1]) for grid in self.grids):
             warnings.warn(f"the last {edges[-1][1]} rows are too few for every rank and are left out", stacklevel=3)
             edges.pop()
         return edges
-
-    def _leaves_none(self, rows: int) -> bool:
-        """Whether some rank gets no row of so many."""
-        return any(0 in grid.rows(rows).values() for grid in self.grids)
 
     def __len__(self) -> int:
         return len(self._batches())
