@@ -149,6 +149,27 @@ def test_an_operator_is_named_by_its_line_forward_and_backward() -> None:
     assert events[0].name.startswith("test_rehearse.py:")
 
 
+class Picking(Mlp):
+    """Works on the rows that a condition names."""
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        kept = x[:, 0] > 0
+        return F.mse_loss(self.down(self.up(x[kept]).relu()), target[kept], reduction="sum") / target.numel()
+
+
+class Keeping(Mlp):
+    """Works on all of them."""
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(self.down(self.up(x).relu()), target, reduction="sum") / target.numel()
+
+
+def test_rows_that_a_condition_names_are_all_rows() -> None:
+    """Each of the two ranks works on those of both."""
+    picked, kept = (candidate_of(kind, "replicate").work(0, rows) for kind, rows in ((Picking, 4), (Keeping, 8)))
+    assert sum(e.flops for e in picked.events) == sum(e.flops for e in kept.events) > 0
+
+
 class Reading(nn.Module):
     """A number in it depends on values."""
 

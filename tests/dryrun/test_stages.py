@@ -283,6 +283,8 @@ def test_stages_take_turns_where_that_gains() -> None:
         assert taken.options.schedule == schedule and len(choice.sizes) == (8 if schedule else 4)
         assert {one.candidate.plan.schedule for one in others} == {"zero-bubble"} | ({"1f1b"} if schedule else set())
         assert set(choice.sizes) == {16 // len(choice.sizes)}
+        played = Forced(base, taken.options).played(taken, choice)
+        assert played is not None and choice.step_s == pytest.approx(played.step_s, rel=0.1)
 
 
 OWN = """

@@ -195,13 +195,16 @@ def test_a_local_name_may_be_one_of_ours(workers: Pool) -> None:
     compare(workers, Run(clashing, uneven, 2, steps=1))
 
 
-def trained_from_a_loader(kind: str) -> tuple[list[float], list[float], list[int]]:
-    """Losses of the local model and of this rank's, and how many rows the loader gave it."""
+def trained_from_a_loader(kind: str) -> tuple[list[float], list[float], list[int], list[float]]:
+    """Losses of the local model and of this rank's, how many rows the loader gave it, and how far its gradients are."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
     data = torch.utils.data.TensorDataset(torch.randn(22, 4), torch.randint(3, (22,)))
     batches = [data[at : at + 8] for at in (0, 8, 16)]
     local = [float(torch.nn.functional.cross_entropy(model(x), t)) for x, t in batches]
+    torch.nn.functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    wanted = {name: own.grad.clone() for name, own in model.named_parameters() if own.grad is not None}
+    model.zero_grad()
     scopes = {"0": whalepy.stage(1), "1": whalepy.stage(1), "2": whalepy.stage(1)} if kind == "idle" else None
     whalepy.annotate(model, scopes or {"": whalepy.replicate(shares=(1, 0, 2, 1))})
     options: dict[str, Any] = {"capture": False} if kind == "whole" else {}
@@ -210,15 +213,19 @@ def trained_from_a_loader(kind: str) -> tuple[list[float], list[float], list[int
     loader = list(torch.utils.data.DataLoader(data, batch_sampler=parallel.sampler(data, batch_size=8)))
     losses = [float(parallel.eval_step(x, t)) for x, t in loader]
     parallel.train_step(*loader[0])
-    return local, losses, [len(x) for x, _ in loader]
+    gradients = {name: own.grad for name, own in parallel.named_parameters() if own.grad is not None}
+    apart = [float((gradient - wanted[name]).abs().max()) for name, gradient in gradients.items()]
+    return local, losses, [len(x) for x, _ in loader], apart
 
 
 @pytest.mark.parametrize("kind", ["idle", "share of 0", "whole"])
 def test_a_rank_that_never_has_rows_is_loaded_one_that_is_left_out(workers: Pool, kind: str) -> None:
     found = workers.run(4, trained_from_a_loader, kind)
-    for local, losses, _ in found:
+    for local, losses, _, apart in found:
         assert losses == pytest.approx(local, rel=1e-5)
-    rows = [rows for *_, rows in found]
+        assert max(apart, default=0.0) < 1e-6
+    assert any(apart for *_, apart in found)
+    rows = [rows for _, _, rows, _ in found]
     assert [1, 1, 1] in rows and (kind == "idle" or rows == [[2, 2, 2], [1, 1, 1], [4, 4, 3], [2, 2, 1]])
 
 

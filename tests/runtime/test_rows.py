@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -118,10 +117,13 @@ def test_a_last_batch_too_short_for_every_rank_is_left_out() -> None:
         assert steps(9, 8) == [[[0, 1, 2, 3, 4, 5], [6, 7]]]
 
 
-def test_a_batch_that_never_serves_every_rank_is_kept() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert steps(2, 1) == [[[0], []], [[1], []]]
+def test_a_batch_size_that_never_serves_every_rank() -> None:
+    with pytest.raises(BatchError) as error:
+        samplers(2, 1)
+    assert str(error.value) == (
+        "batch_size 1 leaves some rank without a row, and a DataLoader cannot collate nothing\n"
+        "  fix: give a larger batch_size, or more even shares; parallel.local_batch(global_batch) feeds any batch"
+    )
 
 
 def test_iterations_reshuffle_and_set_epoch_repeats() -> None:

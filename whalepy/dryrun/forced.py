@@ -117,8 +117,7 @@ _MOST_MOVES = 2
 
 def _may_choose(ways: Ways) -> bool:
     """Whether another schedule may be chosen: what one costs a CPU beside its schedule is not in the forecast."""
-    options = ways.options
-    return ways.cluster.on_gpus and options.beyond and options.schedule is None and options.balance == "exact"
+    return ways.cluster.on_gpus and ways.options.beyond and ways.options.schedule is None
 
 
 def _scheduled_otherwise(ways: Ways, choice: Choice) -> Iterator[Ways]:

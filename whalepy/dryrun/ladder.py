@@ -35,7 +35,10 @@ LADDER = (
 def with_savings(
     study: Study, cluster: ClusterSpec, wanted: Sequence[Strategy], options: Options, progress: Progress
 ) -> Iterator[list[Tried]]:
-    """By rung of the ladder, the strategies up to the first that fits, the least split; some fits, unless none does."""
+    """By rung of the ladder, what was tried on it: strategies up to the first that fits, which splits least.
+
+    Rungs on which nothing fits are left out, but for the last one, which comes at the end.
+    """
 
     def on(strategy: Strategy, savings: Savings) -> list[Tried]:
         progress(f"{strategy[1]}, {', '.join(savings.words)}")

@@ -195,12 +195,21 @@ def _holdings(model: RehearsedModel, update: torch.optim.Optimizer, blocks: Bloc
     return stages
 
 
+class NoRows(PlanError):
+    """The model divides by its number of rows, of which there are none."""
+
+
 def _step(model: RehearsedModel, update: torch.optim.Optimizer, args: Any, kwargs: Any, counter: Counter) -> int:
     """One step; where the events of the update begin."""
     counter.block, counter.quadratic = -1, False
     try:
         with _all_conditions_hold():
             model.train_step(*args, **kwargs)
+    except ZeroDivisionError as error:
+        raise NoRows(
+            "the step cannot be rehearsed: the model divides by the number of rows, and a microbatch has none",
+            fix="give fewer microbatches, or a larger global batch",
+        ) from error
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise

@@ -70,7 +70,8 @@ class Request:
     schedule: str | None = None
     balance: Balance = "exact"
     beyond: bool = True
-    """Whether the forecast says too what more rows, longer sequences and fewer devices would do."""
+    """Whether other schedules and savings of memory are tried, and whether the forecast says what more rows, longer
+    sequences and fewer devices would do."""
 
 
 def run(request: Request, progress: Progress) -> tuple[Forecast, Plan | None]:

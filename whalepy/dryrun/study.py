@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from whalepy.dryrun.blocks import NO_BLOCKS, Blocks, module_of
 from whalepy.dryrun.recompute import Recompute
-from whalepy.dryrun.rehearse import Rehearsed, rehearse
+from whalepy.dryrun.rehearse import NoRows, Rehearsed, rehearse
 from whalepy.errors import PlanError, WhaleError
 from whalepy.hardware.cluster import ClusterSpec, Device
 from whalepy.planner.balance import Curve
@@ -394,7 +394,7 @@ class Candidate:
             first = next(r for r in self.plan.rank_of if self._alike(r) == key[0])
             try:
                 self.cut.recorded[key] = rehearse(rehearsed, main, plan, first, batch)
-            except ZeroDivisionError:  # it divides by the number of all rows, of which a step has at least one
+            except NoRows:  # of all the rows of a step there is at least one
                 if rows:
                     raise
                 self.cut.recorded[key] = self.recording(rank, 1)

@@ -39,7 +39,8 @@ class Options:
     schedule: str | None = None
     balance: Balance = "exact"
     beyond: bool = True
-    """Whether it is wanted too what more rows, longer sequences and fewer devices would do: that takes more runs."""
+    """Whether it is wanted too what other schedules, other savings of memory, more rows, longer sequences and fewer
+    devices would do: that takes more runs."""
 
     @property
     def savings(self) -> Savings:

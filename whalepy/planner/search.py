@@ -321,8 +321,8 @@ class Search:
         busy = [sum(own[g::groups]) for g in range(groups)]
         once = sum(own) + 2 * sum(between)
         turn = max(*busy, 0.0, *between, once / min(len(own), microbatches))
-        filling = once / self.limits.chunks  # of those in turns the first ones alone
-        return filling + (microbatches - 1 / self.limits.chunks) * (turn if len(own) > 1 else own[0])
+        chunks = self.limits.chunks  # they divide the bubble: Megatron-LM (SC 2021), section 2.2.2
+        return once / chunks + (microbatches - 1 / chunks) * (turn if len(own) > 1 else own[0])
 
     def _gathering_s(self, width: Width, kind: int, crossing: float) -> float:
         """Seconds in which a stage that is split makes what crosses whole: what it reads, or its gradient."""
