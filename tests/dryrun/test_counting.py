@@ -51,6 +51,16 @@ def test_rows_by_the_matrix_of_their_group() -> None:
     assert [event.flops for event in counter.events if event.flops] == [2 * 6 * 8 * 5, 4 * 6 * 8 * 5]
 
 
+def test_the_elements_that_products_make() -> None:
+    rows, weight, bias = (torch.empty(sizes, device=META, requires_grad=True) for sizes in ((2, 3, 8), (5, 8), (5,)))
+    with Counter() as counter:
+        scores = F.linear(rows, weight, bias) @ torch.empty(2, 5, 7, device=META)
+        scores.sum().backward()
+    outputs = [event.outputs for event in counter.events if event.flops]
+    assert outputs == [6 * 5, 6 * 7, 6 * 5, 6 * 8, 5 * 8]
+    assert {event.outputs for event in counter.events if not event.flops} == {0}
+
+
 def test_they_take_longer_on_matrix_units_alone() -> None:
     a100 = profile_table()["A100-SXM4-80GB"]
     assert a100.product_seconds(1e11, "float16", UNALIGNED) > 5 * a100.product_seconds(1e11, "float16")

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from whalepy.dryrun.counting import UNALIGNED
 from whalepy.hardware.devices import GIB, DeviceProfile, known_profiles
-from whalepy.hardware.efficiency import default_curve, fraction_at
+from whalepy.hardware.efficiency import PRACTICE, default_curve, fraction_at
 from whalepy.hardware.profiles import profile
 
 CURVE = ((100.0, 0.2), (10_000.0, 0.6))
@@ -41,9 +42,9 @@ def test_no_kernel_is_faster_for_more_work(row: DeviceProfile) -> None:
 
 
 LARGE = [
-    ("A100-SXM4-80GB", "bfloat16", 0.65),
+    ("A100-SXM4-80GB", "bfloat16", 0.71),
     ("A100-SXM4-80GB", "float32", 0.70),  # no matrix units in float32
-    ("MI300X", "bfloat16", 0.45),
+    ("MI300X", "bfloat16", 0.49),
     ("cpu", "float32", 1.0),
 ]
 
@@ -51,6 +52,39 @@ LARGE = [
 @pytest.mark.parametrize(("name", "dtype", "fraction"), LARGE)
 def test_large_products_reach_what_is_taken_for_the_vendor(name: str, dtype: str, fraction: float) -> None:
     assert profile(name).product_fraction(1e13, dtype) == pytest.approx(fraction, rel=0.01)
+
+
+WAVE = 108 * 128 * 256
+"""Elements of a result that the multiprocessors of an A100 make at a time."""
+
+
+@pytest.mark.parametrize(("outputs", "part"), [(WAVE // 64, 1 / 4), (WAVE, 1 / 4), (8 * WAVE, 1 / 8), (64 * WAVE, 1 / 64)])
+def test_products_lose_part_of_a_wave(outputs: int, part: float) -> None:
+    """Small results are made in smaller tiles."""
+    a100, lost = profile("A100-SXM4-80GB"), PRACTICE["NVIDIA"].waves_lost
+    flops = 2 * 4096 * outputs
+    whole = a100.product_seconds(flops, "bfloat16")
+    assert a100.product_seconds(flops, "bfloat16", "", outputs) == pytest.approx(whole * (1 + lost * part))
+
+
+@pytest.mark.parametrize("name", ["A100-SXM4-80GB", "T4", "MI300X", "cpu"])
+def test_no_product_is_faster_for_more_rows(name: str) -> None:
+    row = profile(name)
+    times = [row.product_seconds(2 * 1024 * 4096 * rows, "float16", "", 4096 * rows) for rows in range(1, 8192, 64)]
+    assert all(more >= less for less, more in pairwise(times))
+
+
+def test_waves_are_those_of_matrix_units_and_of_no_measured_curve() -> None:
+    own = replace(profile("T4"), product_efficiency=(("float16", ((1.0, 0.5),)),))
+    for row, dtype, kind in ((own, "float16", ""), (profile("T4"), "float32", ""), (profile("T4"), "float16", UNALIGNED)):
+        assert row.product_seconds(1e9, dtype, kind, 10**5) == row.product_seconds(1e9, dtype, kind)
+
+
+def test_a_type_of_which_nobody_says_how_many_multiprocessors_it_has() -> None:
+    known, unknown = profile("A100-SXM4-80GB"), replace(profile("A100-SXM4-80GB"), multiprocessors=0)
+    assert unknown.product_seconds(1e12, "float16", "", 10**8) == pytest.approx(
+        known.product_seconds(1e12, "float16", "", 10**8), rel=0.01
+    )
 
 
 def test_a_measured_curve_wins_and_stands_for_dtypes_alike() -> None:

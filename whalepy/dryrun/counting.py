@@ -61,7 +61,8 @@ class Counter(TorchDispatchMode):
         kind = kind_of(_by_tanh(operator, kwargs or {})) or (
             UNALIGNED if func._overloadpacket in _BATCHED and _unaligned(given, made) else ""
         )
-        self._note(flops, traffic, _dtype_of(made + given), operator, kind=kind)
+        outputs = made[0].numel() if func._overloadpacket in _PRODUCTS else 0
+        self._note(flops, traffic, _dtype_of(made + given), operator, kind=kind, outputs=outputs)
         return result
 
     def collective(self, kind: str, level: int, sent: int) -> None:
@@ -105,11 +106,13 @@ class Counter(TorchDispatchMode):
         kind: str = "",
         collective: str = "",
         level: int = -1,
+        outputs: int = 0,
     ) -> None:
         phase: Phase = self.phase if _running_backward() is None else "backward"
         name = self._name() or operator
-        block, peak = self._block(phase), max(self._peak, self.memory)
-        self.events.append(Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block, kind))
+        held = {"memory": self.memory, "peak": max(self._peak, self.memory)}
+        where = {"collective": collective, "level": level, "block": self._block(phase)}
+        self.events.append(Event(phase, name, flops, traffic, dtype, **held, **where, kind=kind, outputs=outputs))
         self._peak = self.memory
 
     def _name(self) -> str:
@@ -217,6 +220,7 @@ def _grouped(operator: str, given: Sequence[torch.Tensor]) -> int:
 
 UNALIGNED = "unaligned batched product"
 _BATCHED: frozenset[Any] = frozenset((_aten.bmm, _aten.baddbmm))
+_PRODUCTS: frozenset[Any] = _BATCHED | {_aten.mm, _aten.addmm}
 
 
 def _unaligned(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> bool:

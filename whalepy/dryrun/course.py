@@ -35,13 +35,14 @@ class Step:
     def _track(self, rank: int) -> RankTrack:
         candidate, track = self.candidate, RankTrack()
         own = next(own for own in self.simulated.timed if own and own[0].action.stage in self._stages(rank))
-        held = candidate.acts_of(rank).before
+        acts, positions = candidate.acts_of(rank), {k: self._position(rank, k) for k in self._stages(rank)}
+        held = acts.before
         track.memory.append((0.0, held))
         for timed in own:
-            act = candidate.acts_of(rank).acts[candidate.stand_in(timed.action)]
+            act = acts.acts[candidate.stand_in(timed.action)]
             track.memory += [(timed.start_s, held + act.peak), (timed.end_s, held + act.grows)]
             held += act.grows
-            self._add(track, rank, timed)
+            self._add(track, timed, positions)
         track.memory.sort(key=lambda point: point[0])
         track.clock = max(timed.end_s for timed in own)
         track.bridge_s += self.exposed_s
@@ -51,14 +52,18 @@ class Step:
     def _stages(self, rank: int) -> tuple[int, ...]:
         return self.candidate.plan.stages_of(rank)
 
-    def _add(self, track: RankTrack, rank: int, timed: Timed) -> None:
+    def _position(self, rank: int, k: int) -> int:
+        """Of a rank among those of a stage, by their numbers."""
+        return sorted(self.candidate.plan.stages[k].rank_of).index(rank)
+
+    def _add(self, track: RankTrack, timed: Timed, positions: Mapping[int, int]) -> None:
         action = timed.action
         if action.op in SENDS:
             if timed.end_s > timed.start_s:
                 track.beside.append(Span(timed.start_s, timed.end_s, "bridge", str(action)))
         elif action.op in _KINDS:
-            ranks = sorted(self.candidate.plan.stages[action.stage].rank_of)
-            own = self.candidate.played_action(self.candidate.stand_in(action)).tracks[ranks.index(rank)]
+            played = self.candidate.played_action(self.candidate.stand_in(action))
+            own = played.tracks[positions[action.stage]]
             track.busy_s += own.busy_s
             track.waiting_s += own.waiting_s
             track.bridge_s += own.bridge_s
@@ -81,8 +86,7 @@ class Step:
 
     def _gather(self, track: RankTrack, rank: int, k: int) -> None:
         """The ranks of a stage end their updates together: what they hold is of one size."""
-        ranks = sorted(self.candidate.plan.stages[k].rank_of)
-        own = self.candidate.gathered(k).tracks[ranks.index(rank)]
+        own = self.candidate.gathered(k).tracks[self._position(rank, k)]
         if own.clock:
             track.spans.append(Span(track.clock, track.clock + own.clock, "gradient", "all-gather"))
         track.gradient_s += own.gradient_s

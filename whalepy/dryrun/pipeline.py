@@ -364,22 +364,30 @@ class PipelineCandidate(Candidate):
             here, there = self.network.node_of(source), self.network.node_of(target)
             (inside if here == there else out)[here] += size
         leaving: dict[tuple[int, int, int], float] = {}
+        sent_of: dict[Hashable, Mapping[tuple[int, int], int]] = {}
         for rank in self.plan.ranks:
-            node = self.network.node_of(rank)
-            acts = self.acts_of(rank)
-            done = [(action.stage, acts.acts[self.stand_in(action)].weighted) for action in self.actions[rank]]
-            done += [(k, tuple((event, 1) for event in gathers)) for k, gathers in acts.gathers.items()]
-            sent: Counter[tuple[int, int]] = Counter()
-            for k, event, times in ((k, *pair) for k, weighted in done for pair in weighted):
-                if event.collective:
-                    sent[k, event.level] += times * event.bytes
-            for (k, level), size in sent.items():
+            node, kind = self.network.node_of(rank), self.kind_of_rank(rank)
+            if kind not in sent_of:
+                sent_of[kind] = self._sent(rank)
+            for (k, level), size in sent_of[kind].items():
                 if (k, rank, level) not in leaving:
                     leaving.update(self._leaving(k, rank, level))
                 leaves = leaving[k, rank, level]
                 inside[node] += size * (1 - leaves)
                 out[node] += size * leaves
         return inside, out
+
+    def _sent(self, rank: int) -> Mapping[tuple[int, int], int]:
+        """Bytes that a rank sends in collectives, by stage and level."""
+        acts = self.acts_of(rank)
+        times_done = Counter(self.stand_in(action) for action in self.actions[rank])
+        done = [(act.stage, event, count * n) for act, count in times_done.items() for event, n in acts.acts[act].weighted]
+        done += [(k, event, 1) for k, gathers in acts.gathers.items() for event in gathers]
+        sent: Counter[tuple[int, int]] = Counter()
+        for k, event, times in done:
+            if event.collective:
+                sent[k, event.level] += times * event.bytes
+        return sent
 
     def _leaving(self, k: int, rank: int, level: int) -> dict[tuple[int, int, int], float]:
         """By stage, rank and level: the part of what each rank of a group sends around it that leaves its node."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from whalepy.dryrun.blocks import Blocks, module_of
@@ -291,7 +291,10 @@ def _mixed(a: BlockWork, b: BlockWork, part: float) -> BlockWork | None:
         return max(round(x + (y - x) * part), 0)
 
     def events(one: Sequence[Event], other: Sequence[Event]) -> tuple[Event, ...]:
-        return tuple(_event(x, on(x.flops, y.flops), on(x.bytes, y.bytes)) for x, y in zip(one, other, strict=True))
+        return tuple(
+            _event(x, on(x.flops, y.flops), on(x.bytes, y.bytes), on(x.outputs, y.outputs))
+            for x, y in zip(one, other, strict=True)
+        )
 
     return BlockWork(
         events(a.forward, b.forward),
@@ -303,11 +306,10 @@ def _mixed(a: BlockWork, b: BlockWork, part: float) -> BlockWork | None:
     )
 
 
-def _event(like: Event, flops: int, size: int) -> Event:
+def _event(like: Event, flops: int, size: int, outputs: int) -> Event:
     """The same with other sizes; of all that events are made of, only what their time depends on."""
-    return Event(
-        like.phase, like.name, flops, size, like.dtype, 0, 0, like.collective, like.level, like.block, like.kind
-    )
+    plain = replace(like, flops=flops, bytes=size, outputs=outputs)
+    return replace(plain, memory=0, peak=0, beside=False, seconds=None)
 
 
 def _alike(cluster: ClusterSpec, count: int) -> ClusterSpec:

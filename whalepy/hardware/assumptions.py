@@ -42,7 +42,8 @@ def about_practice(profiles: Iterable[DeviceProfile]) -> Iterator[str]:
 
 _TAKEN = {
     "product_efficiency": (
-        "large products reach {product:.0%} of the peak of matrix units ({source}), {vector:.0%} without"
+        "large products reach {product:.0%} of the peak of matrix units, less {waves:g} waves of tiles ({source}), "
+        "{vector:.0%} without"
     ),
     "memory_efficiency": "large elementwise operators {memory:.0%} of the memory bandwidth",
     "launch_s": "{launch:g} us of the host per operator",
@@ -55,6 +56,7 @@ def _shown(vendor: str) -> dict[str, object]:
     taken = PRACTICE[vendor]
     return {
         "product": taken.product_fraction,
+        "waves": taken.waves_lost,
         "vector": taken.vector_fraction,
         "source": taken.source,
         "memory": taken.memory_fraction,

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import resources
 
 from whalepy.errors import ClusterError
-from whalepy.hardware.efficiency import GIB, NVLINK_C2C, PRACTICE, Curve, Practice, default_curve, fraction_at
+from whalepy.hardware.efficiency import FEWEST_WAVES, GIB, NVLINK_C2C, PRACTICE, TILE, Curve, Practice, default_curve, fraction_at
 from whalepy.hardware.near import did_you_mean
 
 # Usable by torch where no print-out was found: marketed sizes are GiB, and driver and ECC take 1 to 8 % of them.
@@ -56,6 +56,9 @@ _BEST_FRACTION = 0.9
 # A rate this much above that of float32 is taken to be that of matrix units.
 _UNITS_GAIN = 1.5
 
+# Of a device of which nobody says it.
+_MULTIPROCESSORS = 100
+
 # Whose measured curve stands for a dtype that was not measured.
 _CURVE_OF = {"float16": "bfloat16", "bfloat16": "float16", "float64": "float32", "tf32": "float32"}
 
@@ -91,6 +94,7 @@ class DeviceProfile:
     launch_s: float | None = None  # seconds of the host per kernel
     host_bandwidth: float | None = None  # bytes/s per direction between the device and pinned memory of its host
     runtime_bytes: int | None = None  # held by context, libraries and communicators
+    multiprocessors: int = 0  # 0: not known
     scale: float = 1.0  # of the speed that these figures give, what published training runs have reached
 
     def rate(self, dtype: str = "float32") -> float:
@@ -126,8 +130,11 @@ class DeviceProfile:
         default = default_curve(self.memory_bandwidth, taken.memory_fraction, taken.fill_s)
         return fraction_at(self.memory_efficiency or default, nbytes)
 
-    def product_seconds(self, flops: float, dtype: str = "float32", kind: str = "") -> float:
-        """Seconds of one matrix product, or operator of a kind made of products, of `flops` FLOPs, the launch aside."""
+    def product_seconds(self, flops: float, dtype: str = "float32", kind: str = "", outputs: int = 0) -> float:
+        """Seconds of one matrix product, or operator of a kind made of products, of `flops` FLOPs, the launch aside.
+
+        `outputs`: elements of the result of a product, where known.
+        """
         if flops <= 0:
             return 0.0
         apart = dict(self.kind_efficiency).get(kind)
@@ -135,7 +142,8 @@ class DeviceProfile:
         if apart is None and taken is not None and self._has_units(dtype):
             apart = default_curve(self.rate(dtype), taken, self._taken.fill_s)
         fraction = fraction_at(apart, flops) if apart else self.product_fraction(flops, dtype)
-        return flops / (self.rate(dtype) * self._scaled(fraction))
+        waves = 0.0 if apart else self._waves_lost(dtype, outputs)
+        return flops * (1 + waves) / (self.rate(dtype) * self._scaled(fraction))
 
     def memory_seconds(self, nbytes: float, kind: str = "") -> float:
         """Seconds of one kernel that reads and writes `nbytes` bytes in all, the launch aside."""
@@ -170,6 +178,17 @@ class DeviceProfile:
     def runtime_memory(self) -> int:
         """Bytes of `memory_bytes` that context, libraries and communicators hold."""
         return self._taken.runtime_bytes if self.runtime_bytes is None else self.runtime_bytes
+
+    def _waves_lost(self, dtype: str, outputs: int) -> float:
+        """What a product takes longer because its last wave of tiles does not fill the device, over what it takes else.
+
+        Results of few waves are made in smaller tiles. Source: NVIDIA, Matrix Multiplication Background User's Guide,
+        sections 2.3 and 3.2.
+        """
+        if not outputs or self.product_efficiency or not self._has_units(dtype):
+            return 0.0
+        wave = TILE * (self.multiprocessors or _MULTIPROCESSORS)
+        return self._taken.waves_lost * min(1 / FEWEST_WAVES, wave / outputs)
 
     def _taken_for_products(self, dtype: str) -> Curve:
         taken = self._taken
@@ -280,6 +299,7 @@ def _read(row: dict[str, str]) -> DeviceProfile:
         link_bandwidth=number("intra_link_GBps_per_direction", _GIGA),
         pcie_bandwidth=PCIE_X16.get(row["pcie_gen"], 0.0),
         compute_capability=row["compute_capability"],
+        multiprocessors=int(row["multiprocessors"]),
         source=row["source"],
         notes=row["notes"],
         marks=_marks(row),

@@ -20,8 +20,8 @@ class DeviceCost:
     """How long operators take on one device."""
 
     device: Device
-    known: dict[tuple[int, int, str, str], float] = field(
-        default_factory=dict[tuple[int, int, str, str], float], compare=False
+    known: dict[tuple[int, int, str, str, int], float] = field(
+        default_factory=dict[tuple[int, int, str, str, int], float], compare=False
     )
 
     def seconds(self, event: Event) -> float:
@@ -32,10 +32,10 @@ class DeviceCost:
         """
         if event.seconds is not None:
             return event.seconds / self.device.speed
-        key = event.flops, event.bytes, event.dtype, event.kind
+        key = event.flops, event.bytes, event.dtype, event.kind, event.outputs
         if key not in self.known:
             profile, speed = self.device.profile, self.device.speed
-            products = profile.product_seconds(event.flops, event.dtype, event.kind) if event.flops else 0.0
+            products = profile.product_seconds(event.flops, event.dtype, event.kind, event.outputs)
             memory = profile.memory_seconds(event.bytes, event.kind)
             self.known[key] = max(products / speed, memory / speed, profile.launch_seconds)
         return self.known[key]

@@ -41,6 +41,8 @@ class Event:
     """Whether a collective runs beside the operators that follow it, until a `Wait`."""
     seconds: float | None = None
     """As measured on this rank's type of device; None: as its FLOPs and bytes say."""
+    outputs: int = 0
+    """Elements of the result of a product of matrices; 0: not known."""
 
 
 @dataclass(frozen=True)
