@@ -58,7 +58,10 @@ WAVE = 108 * 128 * 256
 """Elements of a result that the multiprocessors of an A100 make at a time."""
 
 
-@pytest.mark.parametrize(("outputs", "part"), [(WAVE // 64, 1 / 4), (WAVE, 1 / 4), (8 * WAVE, 1 / 8), (64 * WAVE, 1 / 64)])
+PARTS = [(WAVE // 64, 1 / 4), (WAVE, 1 / 4), (8 * WAVE, 1 / 8), (64 * WAVE, 1 / 64)]
+
+
+@pytest.mark.parametrize(("outputs", "part"), PARTS)
 def test_products_lose_part_of_a_wave(outputs: int, part: float) -> None:
     """Small results are made in smaller tiles."""
     a100, lost = profile("A100-SXM4-80GB"), PRACTICE["NVIDIA"].waves_lost
@@ -75,8 +78,9 @@ def test_no_product_is_faster_for_more_rows(name: str) -> None:
 
 
 def test_waves_are_those_of_matrix_units_and_of_no_measured_curve() -> None:
-    own = replace(profile("T4"), product_efficiency=(("float16", ((1.0, 0.5),)),))
-    for row, dtype, kind in ((own, "float16", ""), (profile("T4"), "float32", ""), (profile("T4"), "float16", UNALIGNED)):
+    t4 = profile("T4")
+    own = replace(t4, product_efficiency=(("float16", ((1.0, 0.5),)),))
+    for row, dtype, kind in ((own, "float16", ""), (t4, "float32", ""), (t4, "float16", UNALIGNED)):
         assert row.product_seconds(1e9, dtype, kind, 10**5) == row.product_seconds(1e9, dtype, kind)
 
 

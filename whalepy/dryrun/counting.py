@@ -6,7 +6,7 @@ import re
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,9 +110,9 @@ class Counter(TorchDispatchMode):
     ) -> None:
         phase: Phase = self.phase if _running_backward() is None else "backward"
         name = self._name() or operator
-        held = {"memory": self.memory, "peak": max(self._peak, self.memory)}
-        where = {"collective": collective, "level": level, "block": self._block(phase)}
-        self.events.append(Event(phase, name, flops, traffic, dtype, **held, **where, kind=kind, outputs=outputs))
+        block, peak = self._block(phase), max(self._peak, self.memory)
+        event = Event(phase, name, flops, traffic, dtype, self.memory, peak, collective, level, block, kind)
+        self.events.append(replace(event, outputs=outputs) if outputs else event)
         self._peak = self.memory
 
     def _name(self) -> str:

@@ -380,8 +380,8 @@ class PipelineCandidate(Candidate):
     def _sent(self, rank: int) -> Mapping[tuple[int, int], int]:
         """Bytes that a rank sends in collectives, by stage and level."""
         acts = self.acts_of(rank)
-        times_done = Counter(self.stand_in(action) for action in self.actions[rank])
-        done = [(act.stage, event, count * n) for act, count in times_done.items() for event, n in acts.acts[act].weighted]
+        often = Counter(self.stand_in(action) for action in self.actions[rank])
+        done = [(act.stage, event, often[act] * n) for act in often for event, n in acts.acts[act].weighted]
         done += [(k, event, 1) for k, gathers in acts.gathers.items() for event in gathers]
         sent: Counter[tuple[int, int]] = Counter()
         for k, event, times in done:

@@ -12,7 +12,17 @@ from functools import lru_cache
 from importlib import resources
 
 from whalepy.errors import ClusterError
-from whalepy.hardware.efficiency import FEWEST_WAVES, GIB, NVLINK_C2C, PRACTICE, TILE, Curve, Practice, default_curve, fraction_at
+from whalepy.hardware.efficiency import (
+    FEWEST_WAVES,
+    GIB,
+    NVLINK_C2C,
+    PRACTICE,
+    TILE,
+    Curve,
+    Practice,
+    default_curve,
+    fraction_at,
+)
 from whalepy.hardware.near import did_you_mean
 
 # Usable by torch where no print-out was found: marketed sizes are GiB, and driver and ECC take 1 to 8 % of them.
