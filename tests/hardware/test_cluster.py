@@ -112,7 +112,7 @@ ASSUMPTIONS = [
     (
         "2x3090",
         (
-            "RTX-3090: 1.24 x the speed of its figures, as published training runs reached",
+            "RTX-3090: 1.34 x the speed of its figures, as published training runs reached",
             "RTX-3090: a bridge joins pairs at most and is usually absent, PCIe is taken",
             "RTX-3090: link_bandwidth (not looked up)",
         ),

@@ -145,7 +145,7 @@ class ProfileEntry(_Entry):
     link_bandwidth: Positive | None = None
     pcie_bandwidth: Rate | None = None
     compute_capability: str | None = None
-    multiprocessors: Count | None = None
+    multiprocessors: Annotated[int, BeforeValidator(_no_truth), Field(ge=0, le=10**6)] | None = None
     source: str | None = None
     notes: str | None = None
     marks: tuple[tuple[str, str], ...] | None = None
