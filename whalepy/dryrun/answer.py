@@ -268,8 +268,8 @@ def forecast_of(
     )
 
 
-FIDELITY = "step times off by 8.7 % (mean), 57 % (worst) on 242 published runs, as of 2026-11-22"
-"""Source: benchmarks/results/2026-11-22-fidelity.json; of devices whose figures are those of data sheets."""
+FIDELITY = "step times off by 7.9 % (mean), 61 % (worst) on 242 published runs, as of 2026-11-23"
+"""Source: benchmarks/results/2026-11-23-fidelity.json; of devices whose figures are those of data sheets."""
 
 
 def _assumptions(best: Tried) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ _KINDS = (
     ("convolution backward", 0.4),
     ("normalise", 0.8),
     ("batch norm", 0.25),
-    ("unaligned batched product", 0.05),
+    ("unaligned batched product", 0.04),
 )
 PRACTICE = {
     "NVIDIA": Practice(0.71, 0.70, 0.60, 5e-6, 8e-6, 0.8, GIB, "set on published training runs", 1.2, _KINDS),
