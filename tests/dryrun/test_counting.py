@@ -48,7 +48,9 @@ def test_rows_by_the_matrix_of_their_group() -> None:
     groups = torch.empty(6, dtype=torch.int64, device=META)
     with Counter() as counter:
         grouped_linear(rows, weight, groups, "transformers.grouped_mm_fallback").sum().backward()
-    assert [event.flops for event in counter.events if event.flops] == [2 * 6 * 8 * 5, 4 * 6 * 8 * 5]
+    products = [event for event in counter.events if event.flops]
+    assert [event.flops for event in products] == [2 * 6 * 8 * 5, 4 * 6 * 8 * 5]
+    assert [event.outputs for event in products] == [6 * 5, 6 * 8]
 
 
 def test_the_elements_that_products_make() -> None:

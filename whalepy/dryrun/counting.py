@@ -61,7 +61,7 @@ class Counter(TorchDispatchMode):
         kind = kind_of(_by_tanh(operator, kwargs or {})) or (
             UNALIGNED if func._overloadpacket in _BATCHED and _unaligned(given, made) else ""
         )
-        outputs = made[0].numel() if func._overloadpacket in _PRODUCTS else 0
+        outputs = made[0].numel() if flops else 0
         self._note(flops, traffic, _dtype_of(made + given), operator, kind=kind, outputs=outputs)
         return result
 
@@ -220,7 +220,6 @@ def _grouped(operator: str, given: Sequence[torch.Tensor]) -> int:
 
 UNALIGNED = "unaligned batched product"
 _BATCHED: frozenset[Any] = frozenset((_aten.bmm, _aten.baddbmm))
-_PRODUCTS: frozenset[Any] = _BATCHED | {_aten.mm, _aten.addmm}
 
 
 def _unaligned(given: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> bool:

@@ -44,12 +44,12 @@ class Practice:
 # The fractions of NVIDIA devices are round numbers with which the dry run comes close to every second published
 # training run of benchmarks/published (V100 to B200, eager torch); `python -m benchmarks.fidelity` calls the other runs
 # held out. The waves that a product loses are those with which every second run of BigScience, whose ranks have the
-# most various parts of rows and layers, is forecast best: half a wave is what tiles leave empty on average, the rest
-# are edges of tiles and what begins and ends a kernel. The fraction of unaligned products was set on two GPTs of
-# BigScience, with heads 150 and 108 wide, the first of them a run that is called held out; that it holds for rows of
-# other lengths is assumed. AMD devices: the same, products in
-# the ratio of the best bfloat16 products, 60.1 % of the peak on MI300X to 86.9 % on A100 SXM. Source:
-# stas00/ml-engineering, compute/accelerator/README.md, "Maximum Achievable Matmul FLOPS".
+# most various parts of rows and layers, is forecast best (the rank correlation of all was in view): half a wave is what
+# tiles leave empty on average, the rest are edges of tiles and what begins and ends a kernel. The fraction of unaligned
+# products was set on two GPTs of BigScience, with heads 150 and 108 wide, the first of them a run that is called held
+# out; that it holds for rows of other lengths is assumed. AMD devices: the same, products in the ratio of the best
+# bfloat16 products, 60.1 % of the peak on MI300X to 86.9 % on A100 SXM. Source: stas00/ml-engineering,
+# compute/accelerator/README.md, "Maximum Achievable Matmul FLOPS".
 # Assumed: eager torch spends 5 to 25 us of the host per operator; a CUDA context, library workspaces and the buffers of
 # one NCCL communicator come to about 1 GiB.
 _KINDS = (

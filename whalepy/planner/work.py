@@ -42,7 +42,7 @@ class Event:
     seconds: float | None = None
     """As measured on this rank's type of device; None: as its FLOPs and bytes say."""
     outputs: int = 0
-    """Elements of the result of a product of matrices; 0: not known."""
+    """Elements of the result of a product; 0: not known."""
 
 
 @dataclass(frozen=True)
